@@ -1,0 +1,5 @@
+"""Registered LAUD backbones."""
+from .base import LAUDBackbone
+from .laud_resnet import LAUDBottleneck, LAUDResNet
+
+__all__ = ['LAUDBackbone', 'LAUDBottleneck', 'LAUDResNet']

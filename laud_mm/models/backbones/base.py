@@ -1,0 +1,188 @@
+"""What every LAUD backbone shares: execution, record, freezing, temperature."""
+from contextlib import contextmanager
+
+from mmengine.model import BaseModule
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from laud_mm.models.dynamic import ActivationRecord, BlockMasker
+from laud_mm.specs import NetworkSpec
+from laud_mm.specs.arguments import check_choice
+
+EXECUTIONS = ('auto', 'masked', 'skipping')
+
+
+class LAUDBackbone(BaseModule):
+    """Base of the LAUD backbones.
+
+    A subclass builds its stem and `num_stages` stages named in
+    `self.stage_names`, calls `self._freeze()` last, and implements
+    `run_stem`, `stem_specs`, `stem_modules` and `blocks`.
+
+    Args:
+        out_indices (Sequence[int]): Stages whose outputs are returned.
+        num_stages (int): Stages built.
+        frozen_stages (int): Stem (0) and stages up to this one are frozen; -1: none.
+        norm_eval (bool): Keep batch norm statistics fixed in training.
+        execution (str): 'masked', 'skipping', or 'auto': masked in training,
+            skipping in evaluation (the backbone's `training` flag decides).
+        init_cfg (dict | list[dict], optional): mmengine initialisation.
+
+    Attributes:
+        record (ActivationRecord | None): What the last forward pass decided.
+        override (Callable | None): See `override_decisions`.
+        freeze_maskers (bool | None): Whether maskers of frozen stages are
+            frozen too; None: those whose weights came from a checkpoint.
+    """
+
+    def __init__(self, out_indices, num_stages, frozen_stages, norm_eval, execution, init_cfg):
+        super().__init__(init_cfg)
+        if not out_indices or not all(i in range(num_stages) for i in out_indices):
+            raise ValueError(f'out_indices must be stage indices from 0 to {num_stages - 1}, '
+                             f'got {tuple(out_indices)}')
+        if frozen_stages not in range(-1, num_stages + 1):
+            raise ValueError(f'frozen_stages must be an int from -1 to {num_stages}, '
+                             f'got {frozen_stages!r}')
+        self.out_indices = tuple(out_indices)
+        self.num_stages = num_stages
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.execution = check_choice('execution', execution, EXECUTIONS)
+        self.stage_names = [f'layer{i + 1}' for i in range(num_stages)]
+        self.record = None
+        self.override = None
+        self.freeze_maskers = None
+        self._as_static = False
+
+    def run_stem(self, x, folded):
+        """Run the stem, with norms folded or not: (N, 3, H, W) to the first block's input."""
+        raise NotImplementedError
+
+    def stem_specs(self, image_size):
+        """Op specs of the stem for an image of (height, width)."""
+        raise NotImplementedError
+
+    def stem_modules(self):
+        """Modules that `frozen_stages >= 0` freezes."""
+        raise NotImplementedError
+
+    def stages(self):
+        """The stages, each an iterable of blocks."""
+        return [getattr(self, name) for name in self.stage_names]
+
+    def blocks(self):
+        """All blocks in order."""
+        return [block for stage in self.stages() for block in stage]
+
+    def maskers(self):
+        """The maskers of all dynamic blocks."""
+        return [m for m in self.modules() if isinstance(m, BlockMasker)]
+
+    def set_temperature(self, temperature):
+        """Set the Gumbel temperature of every masker."""
+        for masker in self.maskers():
+            masker.set_temperature(temperature)
+
+    def op_specs(self, image_size):
+        """Describe the backbone's work on one image of (height, width): a `NetworkSpec`."""
+        return NetworkSpec.chain(self.stem_specs(image_size), [b.shape for b in self.blocks()])
+
+    @contextmanager
+    def as_static(self):
+        """Run as the `paradigm=None` network with the same weights: no masker, everything on."""
+        previous, self._as_static = self._as_static, True
+        try:
+            yield self
+        finally:
+            self._as_static = previous
+
+    def forward(self, x):
+        """Compute the feature maps.
+
+        Args:
+            x (Tensor): (N, in_channels, H, W) images.
+
+        Returns:
+            tuple[Tensor]: One (N, C, H', W') map per stage in `out_indices`.
+        """
+        masked = self.training if self.execution == 'auto' else self.execution == 'masked'
+        if self.training and not masked:
+            raise RuntimeError("execution='skipping' runs in evaluation only, got a backbone in "
+                               "training mode: call eval(), or use 'auto' or 'masked'")
+        record = ActivationRecord(len(x), self.stem_specs(tuple(x.shape[-2:])), x.device)
+        self.record = None  # frees the last pass's maskers' graph
+        x = self.run_stem(x, folded=not masked)
+        outputs = []
+        for index, stage in enumerate(self.stages()):
+            for block in stage:
+                in_size = tuple(x.shape[-2:])
+                x, decision = block(x, masked, self._as_static, self.override)
+                record.add(block.shape, in_size, decision)
+            if index in self.out_indices:
+                outputs.append(x)
+        self.record = record
+        return tuple(outputs)
+
+    def init_weights(self):
+        """Initialise or load as `init_cfg` says, then the maskers that nothing was loaded for."""
+        super().init_weights()
+        for masker in self.maskers():
+            masker.reset_parameters()
+        self._freeze()
+
+    def train(self, mode=True):
+        """Set training mode; frozen stages and, with `norm_eval`, norms stay in evaluation."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self):
+        if self.frozen_stages < 0:
+            return
+        for module in (*self.stem_modules(), *self.stages()[:self.frozen_stages]):
+            module.eval()
+            for parameter in module.parameters():
+                parameter.requires_grad = False
+        for block in (b for stage in self.stages()[:self.frozen_stages] for b in stage):
+            if block.masker is not None and not self._is_frozen(block.masker):
+                block.masker.train(self.training)
+                for parameter in block.masker.parameters():
+                    parameter.requires_grad = True
+
+    def _is_frozen(self, masker):
+        return masker.loaded if self.freeze_maskers is None else self.freeze_maskers
+
+    def maskers_are_frozen(self):
+        """Whether the maskers of frozen stages are frozen with them."""
+        frozen = [b for stage in self.stages()[:max(self.frozen_stages, 0)] for b in stage]
+        maskers = [b.masker for b in frozen if b.masker is not None]
+        return bool(maskers) and all(self._is_frozen(m) for m in maskers)
+
+
+def check_norm_cfg(norm_cfg):
+    """Check that a norm folds into a convolution.
+
+    Raises:
+        ValueError: If `norm_cfg` is not a batch norm.
+    """
+    allowed = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN')
+    if not isinstance(norm_cfg, dict) or norm_cfg.get('type') not in allowed:
+        raise ValueError(f'norm_cfg.type must be one of {", ".join(allowed)} (other norms mix '
+                         f'skipped and computed values), got {norm_cfg!r}')
+    return norm_cfg
+
+
+def check_conv_cfg(conv_cfg):
+    """Check that convolutions are plain ones, which is what executors skip.
+
+    Raises:
+        ValueError: If `conv_cfg` asks for another kind.
+    """
+    allowed = ('Conv', 'Conv2d')
+    if conv_cfg is not None and conv_cfg.get('type') not in allowed:
+        raise ValueError(f'conv_cfg must be None or have type {" or ".join(allowed)}, '
+                         f'got {conv_cfg!r}')
+    return conv_cfg

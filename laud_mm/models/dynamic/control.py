@@ -1,0 +1,59 @@
+"""Control what a backbone decides: replay recorded decisions, or force rates."""
+from contextlib import contextmanager
+from dataclasses import replace
+from zlib import crc32
+
+import torch
+
+
+@contextmanager
+def override_decisions(backbone, override):
+    """Let a function change what the maskers decide.
+
+    The maskers still run, so that timings include them.
+
+    Args:
+        backbone (LAUDBackbone): The backbone.
+        override (Callable): `override(block_name, decision) -> Decision`.
+    """
+    previous, backbone.override = backbone.override, override
+    try:
+        yield backbone
+    finally:
+        backbone.override = previous
+
+
+def replay(backbone, decisions):
+    """Make every block decide as recorded, for example in another executor.
+
+    Args:
+        backbone (LAUDBackbone): The backbone.
+        decisions (dict[str, Decision]): From `ActivationRecord.decisions`.
+    """
+    return override_decisions(backbone, lambda name, _: decisions[name])
+
+
+def force_rate(backbone, rate, seed=0):
+    """Turn on an exact share of randomly chosen units, whatever the maskers say.
+
+    Args:
+        backbone (LAUDBackbone): The backbone.
+        rate (float): Share of units on. A block decides on its N samples
+            together, so counts are exact over the batch where units are few.
+        seed (int): Seed of the choice, the same in every forward pass.
+    """
+    def override(name, decision):
+        # One generator per block: the choice must not depend on the execution.
+        generator = torch.Generator().manual_seed(crc32(f'{seed}/{name}'.encode()))
+        return replace(decision, **{
+            kind: _random_mask(mask, rate, generator)
+            for kind, mask in vars(decision).items() if mask is not None})
+    return override_decisions(backbone, override)
+
+
+def _random_mask(mask, rate, generator):
+    """A mask like `mask` with round(rate * units) units on."""
+    order = torch.randperm(mask.numel(), generator=generator)
+    chosen = torch.zeros(mask.numel(), dtype=torch.bool)
+    chosen[order[:round(rate * mask.numel())]] = True
+    return chosen.view(mask.shape).to(mask.device, mask.dtype)

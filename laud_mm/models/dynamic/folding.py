@@ -1,0 +1,151 @@
+"""Folding: batch norms become part of the convolutions in evaluation (method, section 4)."""
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FoldedConv:
+    """A convolution with its norm folded in.
+
+    Attributes:
+        weight (Tensor): (out, in / groups, k, k).
+        bias (Tensor): (out,).
+    """
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class FoldedBottleneck:
+    """The weights of a block as the skipping executor reads them.
+
+    Attributes:
+        conv1, conv2, conv3 (FoldedConv): The residual branch.
+        shortcut (FoldedConv | None): The downsample convolution.
+        ones_channel (bool): conv2 reads one more channel than conv1 writes, all ones.
+    """
+    conv1: FoldedConv
+    conv2: FoldedConv
+    conv3: FoldedConv
+    shortcut: Optional[FoldedConv] = None
+    ones_channel: bool = False
+
+    @property
+    def width(self):
+        """Channels of conv1's output."""
+        return self.conv1.weight.shape[0]
+
+
+def slice_channels(folded, on, leaky=False):
+    """Keep the active channels of the bottleneck width.
+
+    With masks before the norm, an inactive channel is not zero but the
+    constant relu(norm(0)), which is relu of its folded bias. What it adds to
+    conv2 is a convolution of a map of ones (so borders come out right), and
+    to conv3 a bias.
+
+    Args:
+        folded (FoldedBottleneck): The whole block; conv2 without groups.
+        on (Tensor): (width,) bool, the active channels.
+        leaky (bool): Whether masks act before the norm.
+
+    Returns:
+        FoldedBottleneck: The residual branch on the active channels.
+    """
+    active, (conv1, conv2, conv3) = on.nonzero()[:, 0], (folded.conv1, folded.conv2, folded.conv3)
+    weight2 = conv2.weight.index_select(0, active)
+    sliced2, bias3 = weight2.index_select(1, active), conv3.bias
+    if leaky:
+        inactive = (~on).nonzero()[:, 0]
+        leak1, leak2 = (F.relu(c.bias.index_select(0, inactive)) for c in (conv1, conv2))
+        taps = weight2.index_select(1, inactive) * leak1[:, None, None]
+        sliced2 = torch.cat([sliced2, taps.sum(1, keepdim=True)], 1)
+        bias3 = bias3 + conv3.weight.index_select(1, inactive)[:, :, 0, 0] @ leak2
+    return FoldedBottleneck(
+        FoldedConv(conv1.weight.index_select(0, active), conv1.bias.index_select(0, active)),
+        FoldedConv(sliced2.contiguous(memory_format=torch.channels_last),
+                   conv2.bias.index_select(0, active)),
+        FoldedConv(conv3.weight.index_select(1, active), bias3),
+        ones_channel=leaky)
+
+
+def fold_conv_norm(conv, norm, dtype=None):
+    """Fold a batch norm (running statistics) into the convolution before it.
+
+    Args:
+        conv (nn.Conv2d): Convolution without bias.
+        norm (nn.Module): Batch norm over its outputs.
+        dtype (torch.dtype, optional): Type of the result; folding is done in
+            the weights' type, at least float32.
+
+    Returns:
+        FoldedConv: channels-last weight and bias; differentiable.
+    """
+    wide = torch.promote_types(conv.weight.dtype, torch.float32)
+    scale = norm.weight.to(wide) * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+    bias = norm.bias.to(wide) - norm.running_mean.to(wide) * scale
+    weight = conv.weight.to(wide) * scale[:, None, None, None]
+    dtype = dtype or conv.weight.dtype
+    return FoldedConv(weight.to(dtype).contiguous(memory_format=torch.channels_last),
+                      bias.to(dtype))
+
+
+class FoldCache:
+    """Keeps a fold until a weight under it changes.
+
+    A fold is made anew when a source tensor was modified in place, moved or
+    replaced, when autocast asks for another type, and after `clear()`. Writes
+    through `Tensor.data` leave no trace, so modules also clear their cache
+    whenever `train()` or `eval()` is called, which every evaluation loop does.
+    While gradients are recorded nothing is cached: the fold is part of the graph.
+    """
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self):
+        """Forget the fold."""
+        self._key = self._sources = self._value = None
+
+    def get(self, sources, build):
+        """Return `build(dtype)`, cached for as long as `sources` stay as they are.
+
+        Args:
+            sources (list[Tensor]): Tensors that the fold is made from, a
+                convolution's weight first.
+            build (Callable): Makes the fold in the type it is given.
+        """
+        dtype = compute_dtype(sources[0])
+        # Inference tensors keep no version to watch.
+        if torch.is_grad_enabled() or any(t.is_inference() for t in sources):
+            return build(dtype)
+        key = (dtype, *((id(t), t.data_ptr(), t._version) for t in sources))
+        if key != self._key:
+            # The sources are kept so that no other tensor can take over an id.
+            self._key, self._sources, self._value = key, sources, build(dtype)
+        return self._value
+
+    def __deepcopy__(self, memo):
+        return FoldCache()
+
+    def __reduce__(self):
+        return FoldCache, ()
+
+
+def fold_sources(*modules):
+    """Parameters and statistics of convolutions and batch norms, in order."""
+    names = ('weight', 'bias', 'running_mean', 'running_var')
+    tensors = (getattr(m, name, None) for m in modules for name in names)
+    return [t for t in tensors if t is not None]
+
+
+def compute_dtype(tensor):
+    """The type that a convolution of this weight would compute in, under autocast or not."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype

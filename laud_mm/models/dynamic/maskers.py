@@ -1,0 +1,182 @@
+"""Maskers: look at a block's input and decide what to compute (method, section 2)."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from laud_mm.specs import CHANNEL_MASKERS, BottleneckShape
+from laud_mm.specs.arguments import check_choice
+
+from .decision import Decision
+
+
+def gumbel_decide(logit_on, logit_off, temperature, noise=True):
+    """Sample on/off with Gumbel-Softmax: hard forward, straight-through backward.
+
+    Over two classes, softmax((logits + gumbel) / t) is a sigmoid of the logit
+    difference plus the difference of two Gumbel samples.
+
+    Args:
+        logit_on (Tensor): Logits of "compute", any shape.
+        logit_off (Tensor): Logits of "skip", same shape.
+        temperature (float): Gumbel temperature, above 0.
+        noise (bool): False leaves the sampling noise out.
+
+    Returns:
+        Tensor: Same shape, values 0 and 1.
+    """
+    margin = logit_on - logit_off
+    if noise:
+        # -log(Exponential) is a Gumbel sample.
+        margin = margin + (torch.empty_like(margin).exponential_().log()
+                           - torch.empty_like(margin).exponential_().log())
+    soft = torch.sigmoid(margin / temperature)
+    hard = (margin >= 0).to(soft.dtype)
+    return hard + soft - soft.detach()
+
+
+class _TwoLogitMasker(nn.Module):
+    """Base: turns a pair of logits per unit into a mask.
+
+    Attributes:
+        temperature (float): Gumbel temperature, set by the activation hook.
+        noise (bool): Whether training samples; False decides by the logits alone.
+        loaded (bool): Whether the weights came from a checkpoint.
+    """
+
+    def __init__(self, noise=True):
+        super().__init__()
+        self.temperature = 1.0
+        self.noise = noise
+        self.loaded = False
+
+    def logits(self, x):
+        """Return (N, 2, *units): index 0 is "compute", 1 is "skip"."""
+        raise NotImplementedError
+
+    def forward(self, x):
+        # In full precision: a decision near the threshold must not depend on autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            on, off = self.logits(x).float().unbind(1)
+        if self.training:
+            return gumbel_decide(on, off, self.temperature, self.noise)
+        return on >= off
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        self.loaded = self.loaded or any(k.startswith(prefix) for k in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class SpatialMasker(_TwoLogitMasker):
+    """Average pool to the patch grid, then a 1x1 convolution to two logits.
+
+    Args:
+        in_channels (int): Channels of the block's input.
+        window (int | None): Side of a pooling window, S x the block's stride;
+            None pools the whole map (layer skipping).
+        noise (bool): See `gumbel_decide`.
+    """
+
+    def __init__(self, in_channels, window, noise=True):
+        super().__init__(noise)
+        self.window = window
+        self.conv = nn.Conv2d(in_channels, 2, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Fresh weights: nearly every unit starts on."""
+        # Small weights, so that the bias decides at first however wide the input is.
+        nn.init.normal_(self.conv.weight, std=0.01)
+        with torch.no_grad():
+            self.conv.bias.copy_(self.conv.bias.new_tensor([5.0, 0.0]))
+
+    def logits(self, x):
+        if self.window is None:
+            pooled = x.mean((2, 3), keepdim=True)
+        else:
+            # The last window is partial, like the last patch.
+            pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
+        return self.conv(pooled.to(self.conv.weight.dtype))
+
+
+class ChannelMasker(_TwoLogitMasker):
+    """Global average pool, then an MLP to two logits per channel group.
+
+    Args:
+        in_channels (int): Channels of the block's input.
+        groups (int): Channel groups of the bottleneck width.
+        hidden (int): Hidden units of the 'mlp' and 'conv_linear' kinds.
+        kind (str): 'mlp' (two linear layers), 'linear' (one), or 'conv_linear'
+            (a 1x1 convolution before the pool, then one linear layer).
+        noise (bool): See `gumbel_decide`.
+    """
+
+    def __init__(self, in_channels, groups, hidden, kind='mlp', noise=True):
+        super().__init__(noise)
+        check_choice('masker.channel', kind, CHANNEL_MASKERS)
+        self.kind = kind
+        if kind == 'mlp':
+            self.fc1 = nn.Linear(in_channels, hidden)
+        elif kind == 'conv_linear':
+            self.conv = nn.Conv2d(in_channels, hidden, 1)
+        self.fc2 = nn.Linear(in_channels if kind == 'linear' else hidden, 2 * groups)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Fresh weights: most groups start on."""
+        for module in self.children():
+            module.reset_parameters()
+        with torch.no_grad():
+            on, off = self.fc2.bias.chunk(2)
+            on.fill_(2.0)
+            off.fill_(-2.0)
+
+    def logits(self, x):
+        if self.kind == 'conv_linear':
+            x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
+        pooled = x.mean((2, 3)).to(self.fc2.weight.dtype)
+        if self.kind == 'mlp':
+            pooled = F.relu(self.fc1(pooled))
+        return self.fc2(pooled).unflatten(1, (2, -1))
+
+
+class BlockMasker(nn.Module):
+    """All maskers of one block: makes its `Decision`.
+
+    Args:
+        shape (BottleneckShape): Geometry and paradigm of the block.
+        noise (bool): See `gumbel_decide`.
+    """
+
+    def __init__(self, shape: BottleneckShape, noise=True):
+        super().__init__()
+        self.layer_skipping = shape.layer_skipping
+        if shape.spatial_skipping or shape.layer_skipping:
+            window = None if shape.layer_skipping else shape.spatial_granularity * shape.stride
+            self.spatial = SpatialMasker(shape.in_channels, window, noise)
+        if shape.channel_skipping:
+            self.channel = ChannelMasker(shape.in_channels, shape.channel_groups,
+                                         shape.masker_hidden, shape.channel_masker, noise)
+
+    def forward(self, x):
+        """Decide from the block's input (N, C, H, W)."""
+        grid = self.spatial(x) if hasattr(self, 'spatial') else None
+        return Decision(
+            layer=grid.flatten(1) if self.layer_skipping else None,
+            patches=None if self.layer_skipping else grid,
+            channels=self.channel(x) if hasattr(self, 'channel') else None)
+
+    @property
+    def loaded(self):
+        """Whether all maskers' weights came from a checkpoint."""
+        return all(m.loaded for m in self.children())
+
+    def reset_parameters(self):
+        """Fresh weights for the maskers that no checkpoint filled."""
+        for masker in self.children():
+            if not masker.loaded:
+                masker.reset_parameters()
+
+    def set_temperature(self, temperature):
+        """Set the Gumbel temperature of all maskers."""
+        for masker in self.children():
+            masker.temperature = float(temperature)

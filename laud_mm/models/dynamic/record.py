@@ -1,0 +1,133 @@
+"""ActivationRecord: what every block of one forward pass decided, and what that cost."""
+from dataclasses import dataclass, field
+from typing import List, Tuple
+
+import torch
+
+from laud_mm.specs import BlockSpec, OpSpec, Rates, dynamic_flops, static_flops
+
+from .decision import Decision, decision_rates
+
+
+@dataclass(frozen=True)
+class BlockActivity:
+    """One block in one forward pass.
+
+    Attributes:
+        spec (BlockSpec): The block's work at this input size.
+        decision (Decision): What it computed on the batch.
+    """
+    spec: BlockSpec
+    decision: Decision
+
+    def rates(self):
+        """Activation rates, per image where something is skipped: `Rates` of (N,)."""
+        return decision_rates(self.spec.shape, self.spec.in_size, self.decision)
+
+
+@dataclass
+class ActivationRecord:
+    """All decisions of one forward pass. Rates and FLOPs are worked out when asked for.
+
+    Attributes:
+        batch_size (int): N.
+        stem (tuple[OpSpec, ...]): The work before the first block.
+        blocks (list[BlockActivity]): In the order they ran.
+        device (torch.device): Where the rates live.
+    """
+    batch_size: int
+    stem: Tuple[OpSpec, ...]
+    device: torch.device
+    blocks: List[BlockActivity] = field(default_factory=list)
+
+    def add(self, shape, in_size, decision):
+        """Note what the next block decided on an input of `in_size`."""
+        self.blocks.append(BlockActivity(BlockSpec.of(shape, in_size), decision))
+
+    def detach(self):
+        """The same record without autograd history."""
+        blocks = [BlockActivity(b.spec, b.decision.detach()) for b in self.blocks]
+        return ActivationRecord(self.batch_size, self.stem, self.device, blocks)
+
+    @property
+    def decisions(self):
+        """Decisions by block name; feed them to `replay`."""
+        return {b.spec.shape.name: b.decision for b in self.blocks}
+
+    def cost(self):
+        """Work out rates and FLOPs of every image.
+
+        Returns:
+            ActivationCost: Differentiable where the decisions are.
+        """
+        names, rates, flops, static = [], [], [], []
+        for block in self.blocks:
+            block_rates = block.rates()
+            names.append(block.spec.shape.name)
+            rates.append(self._per_image(block_rates.unit))
+            flops.append(self._per_image(dynamic_flops(block.spec.ops, block_rates)))
+            static.append(static_flops(block.spec.ops))
+        dynamic = [not b.decision.is_static for b in self.blocks]
+        return ActivationCost(tuple(names), tuple(dynamic), torch.stack(rates),
+                              torch.stack(flops), tuple(static),
+                              dynamic_flops(self.stem, Rates()))
+
+    def _per_image(self, value):
+        value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+        return value.expand(self.batch_size)
+
+    def __deepcopy__(self, memo):
+        # Only leaf tensors can be copied deeply; a copied model needs no history.
+        return self.detach()
+
+
+@dataclass(frozen=True)
+class ActivationCost:
+    """Rates and FLOPs of one forward pass (B blocks, N images).
+
+    Attributes:
+        names (tuple[str, ...]): Block names.
+        dynamic (tuple[bool, ...]): Whether each block decides at all.
+        rates (Tensor): (B, N) float32, share of units on.
+        block_flops (Tensor): (B, N) float32, multiply-adds, maskers included.
+        static_block_flops (tuple[int, ...]): Multiply-adds of the static blocks.
+        stem_flops (int): Multiply-adds of the stem.
+    """
+    names: Tuple[str, ...]
+    dynamic: Tuple[bool, ...]
+    rates: torch.Tensor
+    block_flops: torch.Tensor
+    static_block_flops: Tuple[int, ...]
+    stem_flops: int
+
+    @property
+    def flops(self):
+        """(N,) multiply-adds of the backbone: F_dyn of each image."""
+        return self.block_flops.sum(0) + self.stem_flops
+
+    @property
+    def static_flops(self):
+        """Multiply-adds of the static backbone: F_static."""
+        return sum(self.static_block_flops) + self.stem_flops
+
+    @property
+    def fraction(self):
+        """(N,) F_dyn / F_static."""
+        return self.flops / self.static_flops
+
+    @property
+    def block_fractions(self):
+        """(B, N) FLOPs fraction of every block: r_b of each image."""
+        static = self.block_flops.new_tensor(self.static_block_flops)
+        return self.block_flops / static[:, None]
+
+    @property
+    def mean_rates(self):
+        """(B,) share of units on, averaged over the images."""
+        return self.rates.mean(1)
+
+    @property
+    def mean_rate(self):
+        """Scalar: average of `mean_rates` over the blocks that decide (1 if none does)."""
+        chosen = self.mean_rates[self.rates.new_tensor(self.dynamic, dtype=torch.bool)]
+        return chosen.mean() if len(chosen) else self.rates.new_ones(())

@@ -1,0 +1,50 @@
+"""NetworkSpec: a backbone as a stem and a chain of blocks with known sizes."""
+from dataclasses import dataclass
+from typing import Any, Tuple
+
+from .opspec import OpSpec, static_flops
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block at one input size.
+
+    Attributes:
+        shape: Geometry of the block, such as a `BottleneckShape`.
+        in_size (tuple[int, int]): Height and width of the block's input.
+        ops (tuple[OpSpec, ...]): The block's work on one image.
+    """
+    shape: Any
+    in_size: Tuple[int, int]
+    ops: Tuple[OpSpec, ...]
+
+    @classmethod
+    def of(cls, shape, in_size):
+        """Describe the block of the given shape at an input size."""
+        return cls(shape, tuple(in_size), shape.op_specs(tuple(in_size)))
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A backbone at one image size.
+
+    Attributes:
+        stem (tuple[OpSpec, ...]): Work before the first block, always done.
+        blocks (tuple[BlockSpec, ...]): The residual blocks in order.
+    """
+    stem: Tuple[OpSpec, ...]
+    blocks: Tuple[BlockSpec, ...]
+
+    @classmethod
+    def chain(cls, stem, shapes):
+        """Lay blocks one after another; each reads what the one before writes."""
+        size, blocks = stem[-1].out_size, []
+        for shape in shapes:
+            blocks.append(BlockSpec.of(shape, size))
+            size = shape.out_size(size)
+        return cls(tuple(stem), tuple(blocks))
+
+    @property
+    def static_flops(self):
+        """Multiply-adds per image of the static counterpart."""
+        return static_flops(self.stem) + sum(static_flops(b.ops) for b in self.blocks)

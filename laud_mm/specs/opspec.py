@@ -1,0 +1,87 @@
+"""OpSpec: what one operation of a network costs, as a function of activation rates.
+
+Nothing here imports torch: rates may be floats, NumPy arrays or tensors, and
+FLOPs come out as the same kind.
+"""
+import math
+from dataclasses import dataclass
+from typing import Any, Tuple
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Activation rates of one residual block, each in [0, 1].
+
+    Every field is a scalar or has one value per image, shape (N,).
+
+    Attributes:
+        layer: 1 where the block runs.
+        patch: Share of the block's output positions that lie in active patches.
+        halo: Share of conv1's output positions that conv2 reads for those patches.
+        channel: Share of active channels of the bottleneck width.
+        channel_pair: Share of conv2's (input, output) channel pairs with both on.
+    """
+    layer: Any = 1.0
+    patch: Any = 1.0
+    halo: Any = 1.0
+    channel: Any = 1.0
+    channel_pair: Any = 1.0
+
+    @property
+    def unit(self):
+        """Share of the block's decided units that are on."""
+        return self.layer * self.patch * self.channel
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One operation on one image.
+
+    Attributes:
+        name (str): Module path inside the backbone, such as 'layer1.0.conv2'.
+        kind (str): 'conv', 'linear', 'pool' or 'add'.
+        in_channels (int): Channels read.
+        out_channels (int): Channels written.
+        in_size (tuple[int, int]): Height and width read, in positions.
+        out_size (tuple[int, int]): Height and width written, in positions.
+        kernel_size (int): Side of the window.
+        stride (int): Step of the window.
+        dilation (int): Spacing of the window's taps.
+        groups (int): Channel groups of a grouped convolution.
+        scaled_by (tuple[str, ...]): Fields of `Rates` that scale its work.
+        dynamic (bool): True for work that only the dynamic net does (maskers).
+    """
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    in_size: Tuple[int, int]
+    out_size: Tuple[int, int]
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    scaled_by: Tuple[str, ...] = ()
+    dynamic: bool = False
+
+    @property
+    def dense_flops(self):
+        """Multiply-adds with everything on; pools and adds count as none."""
+        if self.kind not in ('conv', 'linear'):
+            return 0
+        return (self.out_size[0] * self.out_size[1] * self.out_channels
+                * (self.in_channels // self.groups) * self.kernel_size**2)
+
+    def flops(self, rates):
+        """Multiply-adds at the given `Rates`."""
+        return self.dense_flops * math.prod(getattr(rates, r) for r in self.scaled_by)
+
+
+def static_flops(ops):
+    """Multiply-adds of the static counterpart: everything on, no masker."""
+    return sum(op.dense_flops for op in ops if not op.dynamic)
+
+
+def dynamic_flops(ops, rates):
+    """Multiply-adds at the given `Rates`, maskers included (method: F_dyn)."""
+    return sum(op.flops(rates) for op in ops)

@@ -1,0 +1,85 @@
+"""ResNet as a table: the blocks of each depth and the op specs of the whole net."""
+from .arguments import check_choice, per_stage
+from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape, ceil_div
+from .network import NetworkSpec
+from .opspec import OpSpec
+
+STAGE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+EXPANSION = 4
+
+
+def resnet_shapes(depth, base_channels=64, stem_channels=None, num_stages=4,
+                  strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), style='pytorch',
+                  paradigm=None, spatial_granularity=(4, 4, 2, 1),
+                  channel_granularity=(2, 2, 2, 2), channel_masker='mlp', masker_reduction=16):
+    """List the bottleneck blocks of a LAUD-ResNet, stage by stage.
+
+    Args:
+        depth (int): 50, 101 or 152.
+        base_channels (int): Bottleneck width of the first stage.
+        stem_channels (int, optional): Channels of the stem; default `base_channels`.
+        num_stages (int): Stages built, 1 to 4.
+        strides (Sequence[int]): Stride of each stage.
+        dilations (Sequence[int]): Dilation of each stage.
+        style (str): 'pytorch' puts the stride in conv2, 'caffe' in conv1.
+        paradigm (str | None | Sequence): For all stages or one per stage.
+        spatial_granularity (int | Sequence[int]): S, for all stages or per stage.
+        channel_granularity (int | Sequence[int]): G, for all stages or per stage.
+        channel_masker (str): 'mlp', 'linear' or 'conv_linear'.
+        masker_reduction (int): Groups per hidden unit of the 'mlp' masker.
+
+    Returns:
+        tuple[tuple[BottleneckShape, ...], ...]: One tuple per stage.
+
+    Raises:
+        ValueError: For an argument out of its range, with the field's name.
+    """
+    if depth not in STAGE_BLOCKS:
+        raise ValueError(f'depth must be one of {tuple(STAGE_BLOCKS)} (networks of bottleneck '
+                         f'blocks), got {depth!r}')
+    if not (isinstance(num_stages, int) and 1 <= num_stages <= 4):
+        raise ValueError(f'num_stages must be an int from 1 to 4, got {num_stages!r}')
+    check_choice('style', style, ('pytorch', 'caffe'))
+    check_choice('masker.channel', channel_masker, CHANNEL_MASKERS)
+    strides = per_stage('strides', strides, num_stages)
+    dilations = per_stage('dilations', dilations, num_stages)
+    spatial = per_stage('spatial_granularity', spatial_granularity, num_stages, of=4)
+    channel = per_stage('channel_granularity', channel_granularity, num_stages, of=4)
+    paradigms = per_stage('paradigm', paradigm, num_stages, choices=(*PARADIGMS, None), of=4)
+
+    stages, in_channels = [], stem_channels or base_channels
+    for stage in range(num_stages):
+        width, blocks = base_channels * 2**stage, []
+        for index in range(STAGE_BLOCKS[depth][stage]):
+            stride = strides[stage] if index == 0 else 1
+            out_channels = width * EXPANSION
+            blocks.append(BottleneckShape(
+                name=f'layer{stage + 1}.{index}', stage=stage, in_channels=in_channels,
+                width=width, out_channels=out_channels, stride=stride,
+                dilation=dilations[stage], stride_in_conv1=style == 'caffe',
+                downsample=index == 0 and (stride != 1 or in_channels != out_channels),
+                paradigm=paradigms[stage], spatial_granularity=spatial[stage],
+                channel_granularity=channel[stage], channel_masker=channel_masker,
+                masker_reduction=masker_reduction))
+            in_channels = out_channels
+        stages.append(tuple(blocks))
+    return tuple(stages)
+
+
+def resnet_stem_specs(image_size, in_channels=3, stem_channels=64):
+    """Op specs of the 7x7 stem and its max pool."""
+    half = tuple(ceil_div(n, 2) for n in image_size)
+    quarter = tuple(ceil_div(n, 2) for n in half)
+    return (OpSpec('conv1', 'conv', in_channels, stem_channels, tuple(image_size), half,
+                   kernel_size=7, stride=2),
+            OpSpec('maxpool', 'pool', stem_channels, stem_channels, half, quarter,
+                   kernel_size=3, stride=2))
+
+
+def resnet_spec(depth, image_size=(224, 224), in_channels=3, base_channels=64,
+                stem_channels=None, **kwargs):
+    """Op specs of a whole LAUD-ResNet backbone; arguments as in `resnet_shapes`."""
+    stem_channels = stem_channels or base_channels
+    stages = resnet_shapes(depth, base_channels, stem_channels, **kwargs)
+    stem = resnet_stem_specs(image_size, in_channels, stem_channels)
+    return NetworkSpec.chain(stem, [shape for stage in stages for shape in stage])

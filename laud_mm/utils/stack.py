@@ -1,0 +1,118 @@
+"""Check that the installed stack fits together, and name the fix where it does not.
+
+Standard library only, and runnable as a script in an environment without laud_mm.
+"""
+import importlib.metadata
+import importlib.util
+import re
+import sys
+
+# distribution: (lowest allowed, first not allowed)
+REQUIRED = {
+    'mmengine': ('0.10.4', '0.11'),
+    'mmcv': ('2.1.0', '2.2.0'),
+    'mmdet': ('3.3.0', '3.4'),
+    'mmpretrain': ('1.2.0', '1.3'),
+}
+SETUPTOOLS_LIMIT = 82
+
+
+class StackError(RuntimeError):
+    """The installed packages do not work together."""
+
+
+def _release(version):
+    return tuple(int(n) for n in re.findall(r'\d+', version.split('+')[0])[:3])
+
+
+def find_stack_problems(versions, torch_cuda, torchvision_has_cuda, mmcv_has_ops,
+                        need=('mmengine', 'mmcv')):
+    """List what is wrong with a stack.
+
+    Args:
+        versions (dict[str, str]): Installed distributions and their versions.
+        torch_cuda (str | None): CUDA version that torch was built for.
+        torchvision_has_cuda (bool): Whether torchvision was built for CUDA.
+        mmcv_has_ops (bool): Whether mmcv carries its compiled ops.
+        need (tuple[str]): Distributions that must be there.
+
+    Returns:
+        list[str]: One line per problem, each with its fix; empty when all is well.
+    """
+    problems = []
+    if torchvision_has_cuda != bool(torch_cuda) and 'torchvision' in versions:
+        built = {True: 'for CUDA', False: 'for CPU only'}
+        problems.append(
+            f'torch {versions["torch"]} is built {built[bool(torch_cuda)]}, torchvision '
+            f'{versions["torchvision"]} {built[torchvision_has_cuda]}: install both from the '
+            'same index, e.g. pip install torch==2.11.0 torchvision==0.26.0')
+    if _release(versions.get('setuptools', '0'))[:1] >= (SETUPTOOLS_LIMIT,):
+        problems.append(
+            f'setuptools is {versions["setuptools"]}, allowed is < {SETUPTOOLS_LIMIT} (mmengine '
+            "and mmcv's build import pkg_resources): pip install 'setuptools<82'")
+    for name in need:
+        low, high = REQUIRED[name]
+        if name not in versions:
+            problems.append(f"{name} is missing: pip install '{name}>={low},<{high}'")
+    for name, (low, high) in REQUIRED.items():
+        version = versions.get(name)
+        if version and not _release(low) <= _release(version) < _release(high):
+            problems.append(f'{name} is {version}, allowed is >= {low}, < {high}: '
+                            f"pip install '{name}>={low},<{high}'")
+    if 'mmcv' in versions and 'mmdet' in need and not mmcv_has_ops:
+        problems.append(
+            'mmcv has no compiled ops, which mmdet needs: MMCV_WITH_OPS=1 pip install '
+            '--no-build-isolation --no-deps --no-binary mmcv --force-reinstall mmcv==2.1.0')
+    return problems
+
+
+def _installed_versions():
+    names = (*REQUIRED, 'torch', 'torchvision', 'setuptools')
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return versions
+
+
+def _torchvision_has_cuda(torch_cuda):
+    # torchvision itself refuses to import beside a torch of another build, so
+    # its version file is read alone.
+    spec = importlib.util.find_spec('torchvision')
+    if spec is None or not spec.submodule_search_locations:
+        return bool(torch_cuda)
+    try:
+        with open(f'{spec.submodule_search_locations[0]}/version.py') as f:
+            cuda = re.search(r"^cuda = '", f.read(), re.M)
+    except OSError:
+        return bool(torch_cuda)
+    return bool(cuda)
+
+
+def check_stack(need=('mmengine', 'mmcv')):
+    """Raise StackError with every problem of the installed stack and its fix.
+
+    Args:
+        need (tuple[str]): Distributions that must be there; name 'mmdet' to
+            require mmcv's compiled ops as well.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise StackError(f'torch does not import ({error}): pip install torch==2.11.0') from error
+    problems = find_stack_problems(
+        _installed_versions(), torch.version.cuda, _torchvision_has_cuda(torch.version.cuda),
+        importlib.util.find_spec('mmcv') is not None
+        and importlib.util.find_spec('mmcv._ext') is not None, need)
+    if problems:
+        raise StackError('the installed packages do not work together:\n'
+                         + '\n'.join(f'- {p}' for p in problems))
+
+
+if __name__ == '__main__':
+    try:
+        check_stack(need=tuple(REQUIRED))
+    except StackError as error:
+        sys.exit(f'{error}')

@@ -1,0 +1,64 @@
+"""Packaging of laud_mm. The top-level `ops/` is installed as `laud_mm.ops`, through a link."""
+import os
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+# What the OpenMMLab tools look for inside an installed package.
+MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools', 'model-index.yml': 'model-index.yml'}
+
+
+def read_version():
+    scope = {}
+    exec((ROOT / 'laud_mm' / 'version.py').read_text(), scope)
+    return scope['__version__']
+
+
+class BuildWithMim(build_py):
+    """Add `laud_mm/.mim`: copies in a wheel, links in an editable install."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            self._fill(ROOT / 'laud_mm' / '.mim', link=True)
+        else:
+            self._fill(Path(self.build_lib, 'laud_mm', '.mim'), link=False)
+
+    def _fill(self, mim, link):
+        if mim.exists():
+            shutil.rmtree(mim)
+        for source, target in MIM_CONTENT.items():
+            source, target = ROOT / source, mim / target
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if link:
+                target.symlink_to(os.path.relpath(source, target.parent))
+            elif source.is_dir():
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(source, target)
+
+
+setup(
+    name='laud-mm',
+    version=read_version(),
+    description='Latency-aware unified dynamic networks for mmdetection and mmpretrain',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=find_packages(include=['laud_mm', 'laud_mm.*']),  # laud_mm/ops links to ops/
+    cmdclass={'build_py': BuildWithMim},
+    install_requires=[
+        'torch>=2.4', 'numpy', 'mmengine>=0.10.4,<0.11',
+        'setuptools<82',  # mmengine imports pkg_resources at run time for `mmdet::` configs
+    ],
+    extras_require={
+        'det': ['torchvision', 'mmcv>=2.1,<2.2', 'mmdet>=3.3,<3.4', 'pycocotools'],
+        'cls': ['torchvision', 'mmcv>=2.1,<2.2', 'mmpretrain>=1.2,<1.3'],
+        'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
+        'test': ['pytest', 'hypothesis', 'pytest-cov', 'psutil'],
+    },
+)
