@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import re
 import sys
+from pathlib import Path
 
 # distribution: (lowest allowed, first not allowed)
 REQUIRED = {
@@ -79,16 +80,14 @@ def _installed_versions():
 
 def _torchvision_has_cuda(torch_cuda):
     # torchvision itself refuses to import beside a torch of another build, so
-    # its version file is read alone.
+    # its version file is read alone: 0.26.0+cu130 or 0.26.0+cpu.
     spec = importlib.util.find_spec('torchvision')
-    if spec is None or not spec.submodule_search_locations:
-        return bool(torch_cuda)
-    try:
-        with open(f'{spec.submodule_search_locations[0]}/version.py') as f:
-            cuda = re.search(r"^cuda = '", f.read(), re.M)
-    except OSError:
-        return bool(torch_cuda)
-    return bool(cuda)
+    if spec is not None and spec.submodule_search_locations:
+        version_file = Path(spec.submodule_search_locations[0], 'version.py')
+        build = re.search(r"__version__ = '[^'+]*\+(cu|cpu)", version_file.read_text())
+        if build:
+            return build[1] == 'cu'
+    return bool(torch_cuda)
 
 
 def check_stack(need=('mmengine', 'mmcv')):

@@ -1,0 +1,92 @@
+"""Safe reading of checkpoints: weights only, and never a half-written one."""
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read safely, or does not fit."""
+
+
+def load_state_dict(path):
+    """Read the weights of a checkpoint file without running any code in it.
+
+    Args:
+        path (str | Path): A `torch.save` file: a state dict, or a dict with one
+            under 'state_dict' or 'model'.
+
+    Returns:
+        dict[str, Tensor]: Names and weights.
+
+    Raises:
+        CheckpointError: If the file is missing, broken, holds anything but
+            weights and plain values, or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'{path} is not a file')
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f'{path} holds more than weights and is not loaded, because that '
+                              f'could run code: {str(error).splitlines()[0]}') from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f'{path} is not a readable checkpoint: {error}') from error
+    for key in ('state_dict', 'model'):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
+        raise CheckpointError(f'{path} holds no state dict (names and tensors)')
+    return dict(content)
+
+
+def allow_runner_types():
+    """Let safe loading read what mmengine's Runner puts into its checkpoints.
+
+    torch >= 2.6 loads weights only; a Runner checkpoint also holds log
+    histories. Only their types are added to torch's allow-list.
+    """
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+    reconstruct = np.empty(0).__reduce__()[0]
+    dtypes = [type(np.dtype(t)) for t in ('f2', 'f4', 'f8', 'i4', 'i8', 'u8', 'bool')]
+    torch.serialization.add_safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, np.float64, reconstruct,
+         np.float64(0).__reduce__()[0], *dtypes])
+
+
+def is_complete(path):
+    """Whether a `torch.save` file was written to its end.
+
+    The zip directory stands at the end of the file, so a cut file has none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return bool(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def find_resumable(work_dir):
+    """The newest complete checkpoint of a training.
+
+    Args:
+        work_dir (str | Path): The training's folder.
+
+    Returns:
+        Path | None: The file that `last_checkpoint` names if it is complete,
+        else the complete `epoch_N.pth` or `iter_N.pth` written last.
+    """
+    work_dir, candidates = Path(work_dir), []
+    pointer = work_dir / 'last_checkpoint'
+    if pointer.is_file():
+        name = pointer.read_text().strip()
+        # The folder may have been moved since: the name alone counts then.
+        candidates += [Path(name), work_dir / Path(name).name] if name else []
+    steps = [p for p in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', p.stem)]
+    candidates += sorted(steps, key=lambda p: p.stat().st_mtime, reverse=True)
+    return next((p for p in candidates if p.is_file() and is_complete(p)), None)
