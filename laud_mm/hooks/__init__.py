@@ -1,0 +1,6 @@
+"""Hooks: activation loss and temperature, latency report, checkpoints."""
+from .activation_hook import ActivationHook
+from .checkpoint_hook import AtomicCheckpointHook
+from .latency_hook import LatencyHook
+
+__all__ = ['ActivationHook', 'AtomicCheckpointHook', 'LatencyHook']

@@ -1,0 +1,138 @@
+"""ActivationHook: temperature and activation loss for any detector or classifier."""
+import math
+
+import torch
+from mmengine.hooks import Hook
+
+from laud_mm.models.losses import ActivationLoss
+from laud_mm.registry import HOOKS
+from laud_mm.specs.arguments import check_choice
+
+from .backbones import find_backbone, unwrap
+
+
+class TemperatureSchedule:
+    """Gumbel temperature over the training.
+
+    Args:
+        type (str): 'exponential' (from start to end), 'fixed' (always end), or
+            'auto': fixed for maskers that came from a checkpoint, exponential
+            for fresh ones, which at a low temperature get next to no gradient.
+        start (float): Temperature at the first iteration of 'exponential'.
+        end (float): Temperature at the last.
+    """
+    TYPES = ('auto', 'exponential', 'fixed')
+
+    def __init__(self, type='auto', start=5.0, end=0.1):
+        self.type = check_choice('temperature.type', type, self.TYPES)
+        for field, value in (('start', start), ('end', end)):
+            if not (isinstance(value, (int, float)) and value > 0):
+                raise ValueError(f'temperature.{field} must be a number > 0, got {value!r}')
+        self.start, self.end = start, end
+
+    def resolve(self, maskers):
+        """Settle what 'auto' means for these maskers."""
+        if self.type == 'auto':
+            loaded = bool(maskers) and all(m.loaded for m in maskers)
+            self.type = 'fixed' if loaded else 'exponential'
+
+    def __call__(self, progress):
+        """Temperature at `progress` in [0, 1]."""
+        if self.type == 'fixed':
+            return self.end
+        return self.start * (self.end / self.start)**progress
+
+
+@HOOKS.register_module()
+class ActivationHook(Hook):
+    """Set the Gumbel temperature, add the activation loss, and log both.
+
+    The loss joins the dict that the model returns in `mode='loss'`, through a
+    forward hook on the unwrapped model: no detector is forked, DDP sees it,
+    activation checkpointing and gradient accumulation do not double it. All
+    schedules follow iterations / max_iters, so they survive `--resume`.
+
+    Args:
+        target (float): FLOPs fraction t of the backbone, in (0, 1].
+        weight (float): alpha, weight of the loss.
+        bounds (bool): See `ActivationLoss`.
+        temperature (dict): Arguments of `TemperatureSchedule`.
+        interval (int): Iterations between two logs of the per-block rates.
+
+    Raises:
+        ValueError: If the model has no LAUD backbone, or an argument is out of range.
+        FloatingPointError: In training, as soon as the loss is not finite and
+            before any checkpoint is written with it.
+    """
+    priority = 'NORMAL'
+
+    def __init__(self, target=0.5, weight=10.0, bounds=False,
+                 temperature=dict(type='auto'), interval=50):
+        self.loss = ActivationLoss(target, weight, bounds)
+        self.temperature = TemperatureSchedule(**temperature)
+        if not isinstance(interval, int) or interval < 1:
+            raise ValueError(f'interval must be a positive int, got {interval!r}')
+        self.interval = interval
+        self._backbone = self._handle = self._cost = self._fraction = None
+        self._progress = 0.0
+
+    def before_train(self, runner):
+        self._backbone = find_backbone(runner.model, 'ActivationHook')
+        self.temperature.resolve(self._backbone.maskers())
+        runner.logger.info(f'Gumbel temperature: {self.temperature.type}; '
+                           f'FLOPs target: {self.loss.target}')
+        self._handle = unwrap(runner.model).register_forward_hook(self._add_loss, with_kwargs=True)
+
+    def after_train(self, runner):
+        self._handle.remove()
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self._progress = min(runner.iter / max(runner.max_iters, 1), 1.0)
+        self._backbone.set_temperature(self.temperature(self._progress))
+
+    def _add_loss(self, model, args, kwargs, outputs):
+        mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
+        if mode != 'loss':
+            return outputs
+        cost = self._backbone.record.cost()
+        loss, self._fraction = self.loss(cost, self._progress)
+        self._cost = cost
+        return {**outputs, 'loss_activation': loss}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self._check_finite(runner, outputs or {})
+        cost, hub = self._cost, runner.message_hub
+        hub.update_scalars({
+            'train/activation_target': self.loss.target,
+            'train/activation_fraction': self._fraction.item(),
+            'train/activation_rate': cost.mean_rate.item(),
+            'train/gumbel_temperature': self.temperature(self._progress)})
+        if self.every_n_train_iters(runner, self.interval):
+            # Straight to the visualizer: one value per block is too much for the text log.
+            rates = cost.mean_rates.tolist()
+            runner.visualizer.add_scalars(
+                {f'activation_rate/{name}': rate for name, rate, dynamic
+                 in zip(cost.names, rates, cost.dynamic) if dynamic}, step=runner.iter + 1)
+        self._cost = None
+
+    def _check_finite(self, runner, outputs):
+        bad = {k: float(v) for k, v in outputs.items()
+               if 'loss' in k and not math.isfinite(torch.as_tensor(v).sum().item())}
+        if bad:
+            raise FloatingPointError(
+                f'the loss is not finite at iteration {runner.iter + 1}: {bad}. Training stops; '
+                'the checkpoints written so far are intact. Try a lower learning rate, or '
+                'gradient clipping')
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        # A resumed training must not take maskers that it trained for loaded ones.
+        checkpoint['laud_mm'] = dict(temperature=self.temperature.type,
+                                     maskers_frozen=self._backbone.maskers_are_frozen())
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        state = checkpoint.get('laud_mm')
+        if state and runner._resume:
+            self.temperature.type = state['temperature']
+            backbone = find_backbone(runner.model, 'ActivationHook')
+            backbone.freeze_maskers = state['maskers_frozen']
+            backbone.train(backbone.training)

@@ -1,0 +1,118 @@
+"""LatencyHook: what the backbone computed on a validation set, and how long it took."""
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner.amp import autocast
+
+from laud_mm.latency.measure import device_stamp, measure_interleaved
+from laud_mm.latency.report import BackboneStatistics, report_metrics, write_report
+from laud_mm.registry import HOOKS
+
+from .backbones import find_backbone
+
+
+@HOOKS.register_module()
+class LatencyHook(Hook):
+    """Report backbone FLOPs, rates and latency of every validation and test run.
+
+    FLOPs and rates are averaged over all images. Latency is measured on the
+    images themselves: the backbone alone, beside the same weights run as the
+    static net, the two in turn, after a warm-up of each input shape. The
+    figures go to the metrics (`backbone_latency_measured_ms`,
+    `backbone_latency_static_ms`, `backbone_latency_ratio`, `backbone_flops_g`,
+    `backbone_flops_static_g`, `backbone_flops_fraction`, `backbone_rate`), so
+    to the log, the visualizer and `save_best`, and to a JSON file.
+
+    Args:
+        interval (int): Time every interval-th batch; 0 times none.
+        warmup (int): Untimed runs of each net per input shape.
+        repeats (int): Timed runs of each net per timed batch, averaged.
+        out_dir (str, optional): Folder of the JSON files; default: `latency`
+            in the run's log folder.
+    """
+    priority = 'NORMAL'
+
+    def __init__(self, interval=1, warmup=2, repeats=1, out_dir=None):
+        for field, value, low in (('interval', interval, 0), ('warmup', warmup, 0),
+                                  ('repeats', repeats, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(f'{field} must be an int >= {low}, got {value!r}')
+        self.interval, self.warmup, self.repeats = interval, warmup, repeats
+        self.out_dir = out_dir
+        self._handle, self._inputs, self._timing = None, [], False
+
+    def _start(self, runner):
+        self._stop()  # an evaluation that failed may have left its hook
+        self._backbone = find_backbone(runner.model, 'LatencyHook')
+        self._statistics, self._warm_shapes = BackboneStatistics(), set()
+        self._handle = self._backbone.register_forward_hook(self._watch)
+
+    def _stop(self):
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle, self._inputs = None, []
+
+    def _watch(self, backbone, args, outputs):
+        if not self._timing:
+            self._statistics.add_cost(backbone.record.cost())
+            self._inputs.append(args[0])
+
+    def _after_iter(self, batch_idx, loop):
+        inputs, self._inputs = self._inputs, []
+        if not self.interval or batch_idx % self.interval:
+            return
+        self._timing = True
+        try:
+            with torch.no_grad(), autocast(enabled=getattr(loop, 'fp16', False)):
+                for x in inputs:
+                    self._time(x)
+        finally:
+            self._timing = False
+
+    def _time(self, x):
+        warmup = 0 if x.shape in self._warm_shapes else self.warmup
+        self._warm_shapes.add(x.shape)
+        stats, _ = measure_interleaved(
+            dict(dynamic=lambda: self._backbone(x), static=lambda: self._run_static(x)),
+            x.device, warmup, self.repeats, first=self._statistics.timed)
+        self._statistics.add_latency(stats['dynamic'].mean_ms / len(x),
+                                     stats['static'].mean_ms / len(x))
+
+    def _run_static(self, x):
+        with self._backbone.as_static():
+            return self._backbone(x)
+
+    def _finish(self, runner, mode, metrics):
+        self._stop()
+        statistics = self._statistics.over_ranks()
+        device = next(self._backbone.parameters()).device
+        report = statistics.report(dict(device_stamp(device), execution=self._backbone.execution))
+        new = report_metrics(report)
+        runner.message_hub.update_scalars({f'{mode}/{k}': v for k, v in new.items()})
+        if metrics is not None:
+            metrics.update(new)
+        if is_main_process():
+            name = 'test.json' if mode == 'test' else f'val_iter_{runner.iter}.json'
+            folder = Path(self.out_dir or Path(runner.log_dir, 'latency'))
+            write_report(report, folder / name)
+
+    def before_val_epoch(self, runner):
+        self._start(runner)
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self._after_iter(batch_idx, runner.val_loop)
+
+    def after_val_epoch(self, runner, metrics=None):
+        self._finish(runner, 'val', metrics)
+
+    def before_test_epoch(self, runner):
+        self._start(runner)
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self._after_iter(batch_idx, runner.test_loop)
+
+    def after_test_epoch(self, runner, metrics=None):
+        self._finish(runner, 'test', metrics)
+

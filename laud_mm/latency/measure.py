@@ -1,0 +1,107 @@
+"""Measure latency: synchronised, warmed up, interleaved, in milliseconds."""
+import platform
+import time
+from dataclasses import asdict, dataclass
+from typing import Tuple
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class LatencyStats:
+    """Latencies of one program.
+
+    Attributes:
+        mean_ms, p50_ms, p90_ms, p99_ms (float): Over the repeats.
+        repeats (int): Number of timed runs.
+    """
+    mean_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    repeats: int
+
+    @classmethod
+    def of(cls, samples_ms):
+        """Summarise a sequence of latencies in ms."""
+        if not len(samples_ms):
+            raise ValueError('samples_ms must hold at least one latency, got none')
+        p50, p90, p99 = np.percentile(samples_ms, (50, 90, 99)).tolist()
+        return cls(float(np.mean(samples_ms)), p50, p90, p99, len(samples_ms))
+
+    def as_dict(self):
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class Timer:
+    """Times one call on a device, with CUDA events on a GPU.
+
+    Args:
+        device (str | torch.device): Where the timed work runs.
+    """
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+    def time_ms(self, fn):
+        """Run `fn()` and return its latency in ms, the device idle before and after."""
+        if self.device.type == 'cuda':
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize(self.device)
+            start.record()
+            fn()
+            end.record()
+            torch.cuda.synchronize(self.device)
+            return start.elapsed_time(end)
+        begin = time.perf_counter()
+        fn()
+        return (time.perf_counter() - begin) * 1e3
+
+
+def measure_interleaved(programs, device, warmup=5, repeats=30, first=0) -> Tuple[dict, dict]:
+    """Time several programs in turn, so that drift of the machine hits all alike.
+
+    Args:
+        programs (dict[str, Callable]): Name to a function without arguments.
+        device (str | torch.device): Where they run.
+        warmup (int): Untimed runs of each first.
+        repeats (int): Timed runs of each.
+        first (int): Which program goes first in the first repeat; then they take turns.
+
+    Returns:
+        tuple[dict[str, LatencyStats], dict[str, list[float]]]: Summaries and
+        the latencies in ms, by name; the k-th of each were timed together.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f'repeats must be >= 1 and warmup >= 0, got {repeats} and {warmup}')
+    timer, names = Timer(device), list(programs)
+    for _ in range(warmup):
+        for name in names:
+            programs[name]()
+    samples = {name: [] for name in names}
+    for i in range(repeats):
+        # Alternate who goes first: the second finds other caches.
+        for name in names if (i + first) % 2 == 0 else names[::-1]:
+            samples[name].append(timer.time_ms(programs[name]))
+    return {name: LatencyStats.of(s) for name, s in samples.items()}, samples
+
+
+def device_stamp(device):
+    """What a figure was measured on: device, threads and versions."""
+    device = torch.device(device)
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = _cpu_name()
+    return dict(device=device.type, name=name, threads=torch.get_num_threads(),
+                torch=torch.__version__, cuda=torch.version.cuda, python=platform.python_version())
+
+
+def _cpu_name():
+    try:
+        with open('/proc/cpuinfo') as f:
+            return next(line.split(':', 1)[1].strip() for line in f if 'model name' in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

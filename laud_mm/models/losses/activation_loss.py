@@ -1,0 +1,85 @@
+"""The activation loss: keeps the backbone's FLOPs at a target (method, section 3)."""
+import math
+
+import torch
+import torch.distributed as dist
+
+from laud_mm.specs.arguments import check_fraction
+
+# Share of the training after which blocks may take any rate.
+RELEASE = 0.33
+
+
+def activation_bounds(target, progress):
+    """Bounds of a block's FLOPs fraction: at the target first, then released.
+
+    Args:
+        target (float): t, the FLOPs fraction wanted.
+        progress (float): Share of the training done, e / E, in [0, 1].
+
+    Returns:
+        tuple[float, float]: Lower bound l and upper bound u.
+    """
+    p = math.cos(math.pi / 2 * min(max(progress / RELEASE, 0.0), 1.0))**2
+    return p * target, 1 - p * (1 - target)
+
+
+def mean_over_ranks(value):
+    """Average over processes; the gradient is the local one.
+
+    DDP averages gradients over the processes. A loss of the global mean m then
+    needs dL/dm * d(local)/dw from each of them, which is what the local term gives.
+
+    Args:
+        value (Tensor): Any shape, the same on every process.
+
+    Returns:
+        Tensor: The global mean in value, the local tensor in gradient.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    mean = value.detach().clone()
+    dist.all_reduce(mean)
+    return value + (mean / dist.get_world_size() - value.detach())
+
+
+class ActivationLoss:
+    """alpha * (mean_b bound(r_b) + (F_dyn / F_static - t)^2).
+
+    Rates count per image, then average over images and processes.
+
+    Args:
+        target (float): t, FLOPs fraction of the backbone, in (0, 1].
+        weight (float): alpha.
+        bounds (bool): Hold every block at t first and release it over the
+            first third of the training; off for networks that start from
+            trained maskers.
+    """
+
+    def __init__(self, target, weight=10.0, bounds=True):
+        self.target = check_fraction('target', target)
+        if not target:
+            raise ValueError('target must be above 0, got 0')
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+            raise ValueError(f'weight must be a number >= 0, got {weight!r}')
+        self.weight, self.bounds = weight, bounds
+
+    def __call__(self, cost, progress):
+        """Compute the loss of one forward pass.
+
+        Args:
+            cost (ActivationCost): From `ActivationRecord.cost()`.
+            progress (float): Share of the training done, in [0, 1].
+
+        Returns:
+            tuple[Tensor, Tensor]: Scalar loss, and the scalar mean FLOPs
+            fraction over images and processes (detached).
+        """
+        dynamic = cost.rates.new_tensor(cost.dynamic, dtype=torch.bool)
+        local = torch.cat([cost.fraction.mean()[None], cost.block_fractions[dynamic].mean(1)])
+        fraction, blocks = mean_over_ranks(local).split([1, int(dynamic.sum())])
+        loss = (fraction[0] - self.target)**2
+        if self.bounds and len(blocks):
+            low, high = activation_bounds(self.target, progress)
+            loss = loss + ((blocks - high).clamp(min=0)**2 + (low - blocks).clamp(min=0)**2).mean()
+        return self.weight * loss, fraction[0].detach()

@@ -1,0 +1,70 @@
+"""What tools/train.py and tools/test.py share: checks and config edits before any work."""
+from pathlib import Path
+
+from mmengine.config import Config
+
+
+class DataError(FileNotFoundError):
+    """Data that a config names is not there."""
+
+
+def load_config(path, cfg_options=None, work_dir=None, launcher='none'):
+    """Read a config and apply the command line to it.
+
+    Args:
+        path (str): Config file.
+        cfg_options (dict, optional): Overrides, as `--cfg-options` gives them.
+        work_dir (str, optional): Default: the config's, else work_dirs/<config name>.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Returns:
+        Config: Ready for `Runner.from_cfg`.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config must be an existing file, got {path}')
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(cfg_options or {})
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
+    return cfg
+
+
+def enable_amp(cfg):
+    """Train with automatic mixed precision."""
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _datasets(dataset):
+    """The innermost datasets of a config, inside wrappers such as RepeatDataset."""
+    inner = dataset.get('dataset') or dataset.get('datasets')
+    if inner is None:
+        return [dataset]
+    return [d for i in (inner if isinstance(inner, list) else [inner]) for d in _datasets(i)]
+
+
+def check_data(cfg, loaders):
+    """Raise DataError naming every data file or folder of `loaders` that is missing.
+
+    Args:
+        cfg (Config): The config.
+        loaders (Sequence[str]): Such as 'train_dataloader'; absent ones are skipped.
+    """
+    missing = []
+    for loader in loaders:
+        if not cfg.get(loader):
+            continue
+        for dataset in _datasets(cfg[loader]['dataset']):
+            if dataset.get('backend_args'):
+                continue  # not local files
+            root = Path(dataset.get('data_root') or '')
+            prefix = dataset.get('data_prefix') or {}
+            prefix = prefix.values() if isinstance(prefix, dict) else [prefix]
+            for part in filter(None, [dataset.get('ann_file'), *prefix]):
+                path = root / part
+                if '://' not in str(part) and not path.exists():
+                    missing.append(f'- {loader}: {path}')
+    if missing:
+        raise DataError('data that the config names is not there:\n' + '\n'.join(missing)
+                        + '\nPut it there, or set data_root, ann_file and data_prefix of the '
+                        'dataset in the config or with --cfg-options')
