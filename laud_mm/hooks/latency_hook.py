@@ -59,7 +59,7 @@ class LatencyHook(Hook):
             self._statistics.add_cost(backbone.record.cost())
             self._inputs.append(args[0])
 
-    def _after_iter(self, batch_idx, loop):
+    def _time_batch(self, batch_idx, loop):
         inputs, self._inputs = self._inputs, []
         if not self.interval or batch_idx % self.interval:
             return
@@ -102,7 +102,7 @@ class LatencyHook(Hook):
         self._start(runner)
 
     def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self._after_iter(batch_idx, runner.val_loop)
+        self._time_batch(batch_idx, runner.val_loop)
 
     def after_val_epoch(self, runner, metrics=None):
         self._finish(runner, 'val', metrics)
@@ -111,7 +111,7 @@ class LatencyHook(Hook):
         self._start(runner)
 
     def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self._after_iter(batch_idx, runner.test_loop)
+        self._time_batch(batch_idx, runner.test_loop)
 
     def after_test_epoch(self, runner, metrics=None):
         self._finish(runner, 'test', metrics)

@@ -16,7 +16,7 @@ from laud_mm.demo.detection_set import (CLASSES, COINS, SCENES, SPLITS, DemoSett
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'make_demo_data.py'
 TINY = {'num_train': 4, 'num_val': 2, 'seed': 0}
-TINY_DIGEST = 'TO BE PINNED'
+TINY_DIGEST = 'd4299cfff27b728936c486f7ebd017a7290fc928e18043a399266456e726e53d'
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +94,7 @@ def test_boxes_polygons_and_areas_agree(tiny, split):
 def test_polygons_cover_the_visible_masks(photos, size):
     for split in SPLITS:
         stamps = make_stamps(photos, split)
-        for seed in range(10):
+        for seed in range(6):
             rng = np.random.Generator(np.random.PCG64(seed))
             image, objects = compose(rng, split, size, photos, stamps)
             assert image.shape == (size, size, 3) and image.dtype == np.uint8
@@ -240,7 +240,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, module, package):
     assert not list(tmp_path.iterdir())
 
 
-def test_tool_builds_reports_and_refuses(tmp_path, monkeypatch, capsys):
+def test_tool_builds_reports_and_refuses(tmp_path, capsys):
     root = str(tmp_path / 'new' / 'set')
     main = runpy.run_path(str(TOOL))['main']
     main([root, '--num-train', '2', '--num-val', '1', '--image-size', '64', '--seed', '3'])
