@@ -15,7 +15,8 @@ model = dict(
                    rpn_proposal=dict(nms_pre=500, max_per_img=300)),
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)))
 
-data = dict(data_root='data/demo/', metainfo=dict(classes=classes))
+data_root = 'data/demo/'
+data = dict(data_root=data_root, metainfo=dict(classes=classes))
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -24,6 +25,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(160, 160), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
                                           'scale_factor')),
@@ -37,7 +39,7 @@ val_dataloader = dict(
     dataset=dict(ann_file='annotations/instances_val.json', data_prefix=dict(img='val/'),
                  pipeline=test_pipeline, **data))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file='data/demo/annotations/instances_val.json')
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
 max_epochs = 8

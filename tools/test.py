@@ -6,7 +6,7 @@ import sys
 from mmengine.config import DictAction
 from mmengine.runner import Runner
 
-from laud_mm.utils.run import check_data, load_config
+from laud_mm.utils.run import check_data, load_config, use_cpu_processes
 from laud_mm.utils.stack import StackError, check_stack
 
 
@@ -52,6 +52,7 @@ def main():
         evaluators = cfg.test_evaluator
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
         cfg.test_evaluator = [*evaluators, dict(type='mmdet.DumpDetResults', out_file_path=args.out)]
+    use_cpu_processes(cfg)
     Runner.from_cfg(cfg).test()
 
 

@@ -7,7 +7,7 @@ from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from laud_mm.checkpoints import find_resumable
-from laud_mm.utils.run import check_data, enable_amp, load_config
+from laud_mm.utils.run import check_data, enable_amp, load_config, use_cpu_processes
 from laud_mm.utils.stack import StackError, check_stack
 
 
@@ -47,6 +47,7 @@ def main():
     if args.resume is not None:
         found = find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
         cfg.resume, cfg.load_from = True, found and str(found)
+    use_cpu_processes(cfg)
     Runner.from_cfg(cfg).train()
 
 

@@ -44,19 +44,28 @@ def load_state_dict(path):
     return dict(content)
 
 
+def _history_statistic(owner, name):
+    """All that a Runner checkpoint needs of getattr: HistoryBuffer.mean and its like."""
+    from mmengine.logging import HistoryBuffer
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
+    return getattr(owner, name)
+
+
 def allow_runner_types():
     """Let safe loading read what mmengine's Runner puts into its checkpoints.
 
     torch >= 2.6 loads weights only; a Runner checkpoint also holds log
-    histories. Only their types are added to torch's allow-list.
+    histories. Their types are added to torch's allow-list, and in place of
+    getattr, which could run anything, a stand-in that knows four methods.
     """
     import numpy as np
     from mmengine.logging import HistoryBuffer
-    reconstruct = np.empty(0).__reduce__()[0]
+    reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(t)) for t in ('f2', 'f4', 'f8', 'i4', 'i8', 'u8', 'bool')]
-    torch.serialization.add_safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, np.float64, reconstruct,
-         np.float64(0).__reduce__()[0], *dtypes])
+    torch.serialization.add_safe_globals([
+        HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes,
+        (_history_statistic, 'builtins.getattr'), (_history_statistic, '__builtin__.getattr')])
 
 
 def is_complete(path):

@@ -1,6 +1,8 @@
 """What tools/train.py and tools/test.py share: checks and config edits before any work."""
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from mmengine.config import Config
 
 
@@ -27,6 +29,21 @@ def load_config(path, cfg_options=None, work_dir=None, launcher='none'):
     cfg.launcher = launcher
     cfg.work_dir = work_dir or cfg.get('work_dir') or f'work_dirs/{Path(path).stem}'
     return cfg
+
+
+def use_cpu_processes(cfg):
+    """Let `--launcher pytorch` train on CPUs where there is no GPU.
+
+    mmengine picks a GPU per process unless the process group is there before
+    it, and wraps the model for one unless told otherwise.
+    """
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+        return
+    if not dist.is_initialized():
+        dist.init_process_group('gloo')
+    cfg.setdefault('model_wrapper_cfg', dict(
+        type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False)))
 
 
 def enable_amp(cfg):

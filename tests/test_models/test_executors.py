@@ -1,0 +1,205 @@
+"""Skipping equals masked: the heart of the project."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laud_mm.models.backbones import LAUDResNet
+from laud_mm.models.backbones.laud_resnet import LAUDBottleneck
+from laud_mm.models.dynamic import force_rate, override_decisions, replay
+from laud_mm.specs import BottleneckShape
+
+from ..conftest import randomize_norms
+
+PARADIGMS = ('layer', 'channel', 'spatial', 'both')
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+def both_executors(net, x, rate, seed=0):
+    """Outputs of the skipping and the masked executor for the same decisions."""
+    with torch.no_grad():
+        net.execution = 'skipping'
+        with force_rate(net, rate, seed):
+            skipped = net(x)
+        net.execution = 'masked'
+        with replay(net, net.record.decisions):
+            masked = net(x)
+    return skipped, masked
+
+
+def assert_close(actual, expected, tolerance):
+    assert len(actual) == len(expected)
+    for a, e in zip(actual, expected):
+        assert a.shape == e.shape
+        error, scale = (a - e).abs().max().item(), e.abs().max().item()
+        assert error <= tolerance * scale, f'max error {error:.2e} of {scale:.2e}'
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=['float32', 'float64'])
+@pytest.mark.parametrize('size', [(64, 64), (127, 201)], ids=['even', 'odd_hw'])
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+@pytest.mark.parametrize('depth', [50, 101])
+def test_skipping_equals_masked(make_net, depth, paradigm, size, dtype):
+    net = make_net(depth, paradigm=paradigm, dtype=dtype)
+    x = torch.randn(3, 3, *size, dtype=dtype)
+    assert_close(*both_executors(net, x, rate=0.5), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('rate', [0.0, 1.0], ids=['all_off', 'all_on'])
+@pytest.mark.parametrize('mask_before_norm', [False, True], ids=['after_norm', 'before_norm'])
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+def test_skipping_equals_masked_at_the_extremes(make_net, paradigm, mask_before_norm, rate):
+    net = make_net(paradigm=paradigm, mask_before_norm=mask_before_norm, dtype=torch.float64)
+    x = torch.randn(2, 3, 70, 45, dtype=torch.float64)
+    assert_close(*both_executors(net, x, rate), 1e-9)
+
+
+@pytest.mark.parametrize('batch_size', range(1, 6))
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+def test_skipping_equals_masked_for_any_batch(make_net, paradigm, batch_size):
+    net = make_net(paradigm=paradigm, dtype=torch.float64)
+    x = torch.randn(batch_size, 3, 65, 96, dtype=torch.float64)
+    assert_close(*both_executors(net, x, 0.6, seed=batch_size), 1e-9)
+
+
+@pytest.mark.parametrize('settings', [
+    dict(style='caffe'), dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    dict(spatial_granularity=(8, 4, 7, 1)), dict(spatial_granularity=1),
+    dict(spatial_granularity=64), dict(channel_granularity=(1, 4, 8, 16)),
+    dict(paradigm=('layer', 'channel', 'spatial', None)), dict(mask_before_norm=True),
+    dict(masker=dict(channel='linear')), dict(masker=dict(channel='conv_linear')),
+    dict(num_stages=2, out_indices=(0, 1)), dict(norm_cfg=dict(type='SyncBN'))], ids=str)
+@pytest.mark.parametrize('paradigm', ['spatial', 'both'])
+def test_skipping_equals_masked_for_every_setting(make_net, paradigm, settings):
+    net = make_net(dtype=torch.float64, **dict(dict(paradigm=paradigm), **settings))
+    x = torch.randn(2, 3, 75, 101, dtype=torch.float64)
+    assert_close(*both_executors(net, x, 0.4), 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_one_block_skipping_equals_masked(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    paradigm, stride, groups = draw(*PARADIGMS), draw(1, 2), draw(1, 2, 3, 4)
+    shape = BottleneckShape(
+        'block', 0, in_channels=draw(3, 32), width=12, out_channels=32, stride=stride,
+        dilation=draw(1, 2, 3), stride_in_conv1=draw(True, False), downsample=True,
+        paradigm=paradigm, spatial_granularity=data.draw(st.integers(1, 9)),
+        channel_granularity=groups)
+    block = LAUDBottleneck(shape, norm_cfg=dict(type='BN'), mask_before_norm=draw(True, False))
+    block = randomize_norms(block).double().eval()
+    n, h, w = (data.draw(st.integers(1, high)) for high in (4, 24, 24))
+    x = torch.randn(n, shape.in_channels, h, w, dtype=torch.float64)
+
+    rate = data.draw(st.floats(0, 1))
+    def random_masks(_, decision):
+        return decision.map(lambda mask: torch.rand(mask.shape) < rate)
+    with torch.no_grad():
+        skipped, decision = block(x, masked=False, override=random_masks)
+        masked, _ = block(x, masked=True, override=lambda *_: decision)
+    assert_close([skipped], [masked], 1e-9)
+
+
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+def test_maskers_decide_alike_in_both_executors(make_net, paradigm):
+    net = make_net(paradigm=paradigm, dtype=torch.float64)
+    for masker in net.maskers():
+        for parameter in masker.parameters():
+            torch.nn.init.normal_(parameter)
+    x, outputs, rates = torch.randn(2, 3, 64, 96, dtype=torch.float64), [], []
+    for net.execution in ('skipping', 'masked'):
+        with torch.no_grad():
+            outputs.append(net(x))
+        rates.append(net.record.cost().rates)
+    assert_close(*outputs, 1e-9)
+    assert torch.equal(*rates)
+    assert 0.05 < rates[0].mean() < 0.95
+
+
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+def test_skipping_computes_nothing_that_is_off(make_net, paradigm, monkeypatch):
+    """Multiply-adds of the convolutions that really ran follow the recorded FLOPs."""
+    net = make_net(paradigm=paradigm, spatial_granularity=(8, 4, 4, 2))
+    x = torch.randn(2, 3, 128, 128)
+
+    def ran_flops(run):
+        from torch.utils.flop_counter import FlopCounterMode
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            run()
+        return counter.get_total_flops() / 2
+
+    with net.as_static():
+        static = ran_flops(lambda: net(x))
+    with force_rate(net, 0.25):
+        ran = ran_flops(lambda: net(x))
+    recorded = net.record.cost()
+    assert static == pytest.approx(2 * recorded.static_flops, rel=0.01)
+    assert ran == pytest.approx(recorded.flops.sum().item(), rel=0.05)
+    assert ran < 0.6 * static
+
+
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+def test_gradients_through_skipping_equal_those_through_masked(make_net, paradigm):
+    net = make_net(paradigm=paradigm, dtype=torch.float64)
+    x, gradients, decisions = torch.randn(2, 3, 33, 40, dtype=torch.float64), [], None
+    for net.execution in ('skipping', 'masked'):
+        net.zero_grad()
+        image = x.clone().requires_grad_()
+        with force_rate(net, 0.5) if decisions is None else replay(net, decisions):
+            sum((y**2).sum() for y in net(image)).backward()
+        decisions = net.record.detach().decisions
+        gradients.append([image.grad, net.conv1.weight.grad, net.layer2[1].conv2.weight.grad,
+                          net.layer3[0].bn3.bias.grad])
+    assert_close(*gradients, 1e-9)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bf16', 'fp16'])
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+def test_autocast_skipping_is_close_to_float32(make_net, paradigm, dtype):
+    net = make_net(paradigm=paradigm, execution='skipping')
+    x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), force_rate(net, 0.5):
+        full = net(x)
+        with torch.autocast('cpu', dtype=dtype):
+            half = net(x)
+    assert half[0].dtype == dtype
+    assert_close([y.float() for y in half], full, 0.1)
+
+
+def test_memory_format_and_layout_of_the_input_do_not_matter(make_net):
+    net, x = make_net(paradigm='both'), torch.randn(2, 3, 60, 84)
+    with torch.no_grad(), force_rate(net, 0.5):
+        plain, last = net(x), net(x.contiguous(memory_format=torch.channels_last))
+        strided = net(torch.randn(2, 3, 60, 168).copy_(x.repeat_interleave(2, 3))[..., ::2])
+    assert_close(plain, last, 1e-6)
+    assert_close(plain, strided, 1e-6)
+
+
+def test_skipping_leaves_inputs_and_returned_maps_alone(make_net):
+    net, x = make_net(paradigm='layer'), torch.rand(2, 3, 64, 64)
+    before = x.clone()
+    with torch.no_grad(), force_rate(net, 0.5):
+        first = net(x)
+        kept = [y.clone() for y in first]
+        net(torch.rand(2, 3, 64, 64))
+    assert torch.equal(x, before)
+    assert all(torch.equal(y, k) for y, k in zip(first, kept))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+def test_skipping_equals_masked_on_cuda(make_net, paradigm):
+    net = make_net(paradigm=paradigm, dtype=torch.float64).cuda()
+    x = torch.randn(3, 3, 127, 201, dtype=torch.float64, device='cuda')
+    assert_close(*both_executors(net, x, 0.5), 1e-9)
+
+
+def test_override_sees_every_dynamic_block_once(make_net):
+    net, seen = make_net(paradigm=('layer', None, 'spatial', 'channel')), []
+    with torch.no_grad(), override_decisions(net, lambda name, d: seen.append(name) or d):
+        net(torch.rand(1, 3, 64, 64))
+    assert seen == [b.shape.name for b in net.blocks() if b.shape.stage != 1]
+    assert net.override is None
