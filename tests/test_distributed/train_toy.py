@@ -1,0 +1,45 @@
+"""Train the toy classifier for two iterations and save its weights: train_toy.py DIR PARADIGM."""
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from laud_mm.hooks import ActivationHook  # noqa: E402
+from tests.toy import ToyClassifier, make_runner  # noqa: E402
+
+
+def main():
+    folder, paradigm = sys.argv[1:]
+    processes = int(os.environ.get('WORLD_SIZE', 1))
+    kwargs = {}
+    if processes > 1:
+        dist.init_process_group('gloo')
+        kwargs = dict(launcher='pytorch', cfg=dict(model_wrapper_cfg=dict(
+            type='MMDistributedDataParallel', device_ids=None)))
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    # At the start maskers hardly depend on the image: stir them, so that rates differ.
+    model = ToyClassifier(paradigm=paradigm, norm_eval=True, masker=dict(noise=False))
+    for masker in model.backbone.maskers():
+        for parameter in masker.parameters():
+            torch.nn.init.normal_(parameter)
+    # The default sampler of a plain DataLoader is sequential; DDP needs its share.
+    from mmengine.dataset import DefaultSampler
+    from torch.utils.data import DataLoader
+    from tests.toy import ToyImages
+    images = ToyImages(8)
+    loader = DataLoader(images, batch_size=4 // processes,
+                        sampler=DefaultSampler(images, shuffle=False))
+    hook = ActivationHook(target=0.3, bounds=True, temperature=dict(type='fixed', end=1.0))
+    runner = make_runner(folder, [hook], model=model, train_dataloader=loader,
+                         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), **kwargs)
+    runner.train()
+    if runner.rank == 0:
+        torch.save(model.state_dict(), Path(folder, 'weights.pth'))
+
+
+if __name__ == '__main__':
+    main()

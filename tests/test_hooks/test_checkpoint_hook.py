@@ -1,0 +1,44 @@
+"""AtomicCheckpointHook: whatever happens while writing, a complete checkpoint stays."""
+import pytest
+import torch
+from mmengine.fileio import LocalBackend
+
+from laud_mm.checkpoints import find_resumable
+from laud_mm.hooks import checkpoint_hook
+
+from ..toy import make_runner
+
+
+def runner(tmp_path, epochs=3, **kwargs):
+    hook = dict(type='AtomicCheckpointHook', **kwargs)
+    return make_runner(tmp_path, epochs=epochs, images=2, default_hooks=dict(checkpoint=hook))
+
+
+def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path, monkeypatch):
+    present, replace = [], checkpoint_hook.os.replace
+    monkeypatch.setattr(checkpoint_hook.os, 'replace', lambda a, b: (
+        present.append(sorted(p.name for p in tmp_path.glob('epoch_*.pth'))), replace(a, b)))
+    runner(tmp_path, max_keep_ckpts=1).train()
+    assert present == [[], ['epoch_1.pth'], ['epoch_2.pth']]
+    assert [p.name for p in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
+
+
+class DiskFull(OSError):
+    pass
+
+
+def test_a_write_that_fails_half_way_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    put, calls = LocalBackend.put, []
+
+    def failing_put(self, obj, path):
+        calls.append(path)
+        if len(calls) == 2:
+            put(self, obj[:len(obj) // 2], path)
+            raise DiskFull('no space left')
+        put(self, obj, path)
+    monkeypatch.setattr(LocalBackend, 'put', failing_put)
+    with pytest.raises(DiskFull):
+        runner(tmp_path, max_keep_ckpts=1).train()
+    assert find_resumable(tmp_path) == tmp_path / 'epoch_1.pth'
+    assert not list(tmp_path.glob('*.part'))
+    assert torch.load(tmp_path / 'epoch_1.pth')['meta']['epoch'] == 1

@@ -1,0 +1,143 @@
+import pytest
+from mmengine.config import Config
+
+from laud_mm.utils.run import DataError, check_data, enable_amp, load_config
+
+CONFIG = """
+model = dict(backbone=dict(type='laud_mm.LAUDResNet', paradigm='layer'))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'tiny.py'
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data set with annotations/train.json, train/, val/, but no val.json."""
+    for folder in ('annotations', 'train', 'val'):
+        (tmp_path / 'set' / folder).mkdir(parents=True)
+    (tmp_path / 'set' / 'annotations' / 'train.json').write_text('{}')
+    return tmp_path / 'set'
+
+
+def dataset(root, split, **kwargs):
+    return dict(type='CocoDataset', data_root=f'{root}/', ann_file=f'annotations/{split}.json',
+                data_prefix=dict(img=f'{split}/'), **kwargs)
+
+
+def check(*datasets):
+    """Check one dataloader per dataset, called 'loader0', 'loader1', ..."""
+    loaders = {f'loader{i}': dict(batch_size=2, dataset=d) for i, d in enumerate(datasets)}
+    check_data(Config(loaders), list(loaders))
+
+
+def missing_of(*datasets):
+    """The paths that checking the datasets reports."""
+    with pytest.raises(DataError) as caught:
+        check(*datasets)
+    return [line[2:].split(': ', 1)[1] for line in str(caught.value).splitlines()
+            if line.startswith('- ')]
+
+
+def test_a_config_gets_overrides_launcher_and_a_work_dir_of_its_name(config):
+    cfg = load_config(str(config), {'model.backbone.paradigm': 'channel'}, launcher='pytorch')
+    assert cfg.model.backbone == dict(type='laud_mm.LAUDResNet', paradigm='channel')
+    assert (cfg.launcher, cfg.work_dir) == ('pytorch', 'work_dirs/tiny')
+
+
+def test_without_arguments_a_config_stays_as_it_is(config):
+    cfg = load_config(config)
+    assert cfg.launcher == 'none'
+    assert cfg.model == Config.fromfile(config).model
+
+
+def test_the_work_dir_of_the_command_line_beats_that_of_the_config(config):
+    config.write_text(CONFIG + "work_dir = 'mine'\n")
+    assert load_config(config).work_dir == 'mine'
+    assert load_config(config, {'work_dir': 'option'}).work_dir == 'option'
+    assert load_config(config, {'work_dir': 'option'}, work_dir='argument').work_dir == 'argument'
+
+
+@pytest.mark.parametrize('name', ['absent.py', '.'], ids=['absent', 'folder'])
+def test_a_config_that_is_no_file_is_named(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=f'config must be an existing file, got {tmp_path}'):
+        load_config(str(tmp_path / name))
+
+
+def test_amp_changes_the_wrapper_and_keeps_the_optimizer(config):
+    cfg = load_config(config)
+    enable_amp(cfg)
+    assert cfg.optim_wrapper == dict(type='AmpOptimWrapper', loss_scale='dynamic',
+                                     optimizer=dict(type='SGD', lr=0.1))
+
+
+def test_amp_keeps_a_loss_scale_of_the_config(config):
+    cfg = load_config(config, {'optim_wrapper.loss_scale': 512.0})
+    enable_amp(cfg)
+    assert cfg.optim_wrapper.loss_scale == 512.0
+
+
+def test_data_that_is_there_passes(data):
+    check(dataset(data, 'train'))
+
+
+def test_a_missing_annotation_file_is_named_with_its_loader_and_a_way_out(data):
+    with pytest.raises(DataError) as caught:
+        check(dataset(data, 'train'), dataset(data, 'val'))
+    missing = [line for line in str(caught.value).splitlines() if line.startswith('- ')]
+    assert missing == [f'- loader1: {data}/annotations/val.json']
+    assert 'data_root, ann_file and data_prefix' in str(caught.value)
+    assert '--cfg-options' in str(caught.value)
+
+
+def test_every_missing_file_and_folder_is_named_at_once(data):
+    assert missing_of(dataset(data, 'test'), dataset(data, 'val')) == [
+        f'{data}/annotations/test.json', f'{data}/test', f'{data}/annotations/val.json']
+
+
+@pytest.mark.parametrize('wrap', [
+    lambda inner: dict(type='RepeatDataset', times=2, dataset=inner),
+    lambda inner: dict(type='ConcatDataset', datasets=[inner]),
+    lambda inner: dict(type='ConcatDataset', datasets=[
+        dict(type='RepeatDataset', times=2, dataset=inner)]),
+], ids=['repeat', 'concat', 'concat-repeat'])
+def test_wrapped_datasets_are_checked(data, wrap):
+    check(wrap(dataset(data, 'train')))
+    assert missing_of(wrap(dataset(data, 'val'))) == [f'{data}/annotations/val.json']
+
+
+def test_every_part_of_a_concatenation_is_checked(data):
+    parts = [dataset(data, 'train'), dataset(data, 'test'), dataset(data, 'val')]
+    assert missing_of(dict(type='ConcatDataset', datasets=parts)) == [
+        f'{data}/annotations/test.json', f'{data}/test', f'{data}/annotations/val.json']
+
+
+def test_an_absolute_annotation_file_ignores_the_root(data):
+    there = dict(type='CocoDataset', data_root='nowhere',
+                 ann_file=str(data / 'annotations' / 'train.json'))
+    check(there)
+    assert missing_of(dict(there, ann_file='/nowhere/a.json')) == ['/nowhere/a.json']
+
+
+def test_a_prefix_may_be_a_string_as_in_mmpretrain(data):
+    images = dict(type='CustomDataset', data_root=str(data), ann_file='', data_prefix='train')
+    check(images)
+    assert missing_of(dict(images, data_prefix='test')) == [f'{data}/test']
+
+
+@pytest.mark.parametrize('remote', [
+    dict(backend_args=dict(backend='petrel')),
+    dict(data_root=None, ann_file='https://host/a.json', data_prefix=dict(img='s3://bucket/a')),
+], ids=['backend', 'address'])
+def test_data_of_a_remote_backend_is_not_looked_for(remote):
+    check(dict(dataset('nowhere', 'train'), **remote))
+
+
+def test_absent_loaders_are_skipped(data):
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset(data, 'train')), val_dataloader=None))
+    check_data(cfg, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
