@@ -1,4 +1,5 @@
 """What tools/train.py and tools/test.py share: checks and config edits before any work."""
+import os
 from pathlib import Path
 
 import torch
@@ -74,13 +75,14 @@ def check_data(cfg, loaders):
         for dataset in _datasets(cfg[loader]['dataset']):
             if dataset.get('backend_args'):
                 continue  # not local files
-            root = Path(dataset.get('data_root') or '')
+            root = str(dataset.get('data_root') or '')
             prefix = dataset.get('data_prefix') or {}
             prefix = prefix.values() if isinstance(prefix, dict) else [prefix]
-            for part in filter(None, [dataset.get('ann_file'), *prefix]):
-                path = root / part
-                if '://' not in str(part) and not path.exists():
-                    missing.append(f'- {loader}: {path}')
+            # Without annotation file and prefix, the root itself is all there is to check.
+            for part in list(filter(None, [dataset.get('ann_file'), *prefix])) or ['']:
+                path = os.path.join(root, part)
+                if '://' not in path and not Path(path).exists():
+                    missing.append(f'- {loader}: {Path(path)}')
     if missing:
         raise DataError('data that the config names is not there:\n' + '\n'.join(missing)
                         + '\nPut it there, or set data_root, ann_file and data_prefix of the '

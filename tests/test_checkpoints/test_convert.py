@@ -36,15 +36,23 @@ def released_state_dict(paradigm, prefix=''):
 def test_released_checkpoints_load_completely(tmp_path, paradigm, prefix, wrapped):
     net, released = released_state_dict(paradigm, prefix)
     torch.save(dict(state_dict=released, epoch=3) if wrapped else released, tmp_path / 'src.pth')
-    result = subprocess.run(
-        [sys.executable, TOOL, '--source', 'laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth'],
-        capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    convert_file('laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth')
     weights = torch.load(tmp_path / 'dst.pth', weights_only=True)['state_dict']
     other = LAUDResNet(50, base_channels=8, paradigm=paradigm)
     missing, unexpected = other.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == ([], ['fc.weight', 'fc.bias'])
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in other.state_dict().items())
+
+
+def test_the_tool_converts_and_explains_failures(tmp_path):
+    def run():
+        return subprocess.run([sys.executable, TOOL, '--source', 'laudnet', tmp_path / 'src.pth',
+                               tmp_path / 'dst.pth'], capture_output=True, text=True)
+    result = run()
+    assert result.returncode == 1 and 'src.pth is not a file' in result.stderr
+    assert 'Traceback' not in result.stderr
+    torch.save(released_state_dict('layer')[1], tmp_path / 'src.pth')
+    assert run().returncode == 0 and (tmp_path / 'dst.pth').is_file()
 
 
 def test_a_prefix_makes_a_classifiers_checkpoint(tmp_path):

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from mmengine.dataset import DefaultSampler
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from laud_mm.hooks import ActivationHook  # noqa: E402
-from tests.toy import ToyClassifier, make_runner  # noqa: E402
+from tests.toy import ToyClassifier, ToyImages, make_runner  # noqa: E402
 
 
 def main():
@@ -21,15 +23,13 @@ def main():
             type='MMDistributedDataParallel', device_ids=None)))
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    # At the start maskers hardly depend on the image: stir them, so that rates differ.
+    # Fresh maskers hardly look at the image: stir them, so that rates differ.
     model = ToyClassifier(paradigm=paradigm, norm_eval=True, masker=dict(noise=False))
     for masker in model.backbone.maskers():
         for parameter in masker.parameters():
             torch.nn.init.normal_(parameter)
-    # The default sampler of a plain DataLoader is sequential; DDP needs its share.
-    from mmengine.dataset import DefaultSampler
-    from torch.utils.data import DataLoader
-    from tests.toy import ToyImages
+    model.init_weights = lambda: None  # every run starts from these weights
+    # Interleaved shares: each global batch holds the same images in every run.
     images = ToyImages(8)
     loader = DataLoader(images, batch_size=4 // processes,
                         sampler=DefaultSampler(images, shuffle=False))

@@ -112,7 +112,7 @@ def test_resume_goes_on_with_the_same_schedules_and_freezing(tmp_path):
             super().after_train_iter(runner, batch_idx, **kwargs)
             if runner.iter == 5:
                 raise Killed
-    checkpoint = dict(checkpoint=dict(type='AtomicCheckpointHook'))
+    checkpoint = dict(checkpoint=dict(type='AtomicCheckpointHook', interval=1))
     with pytest.raises(Killed):
         make_runner(tmp_path / 'cut', [Kill(**hook)], epochs=3, backbone=backbone,
                     default_hooks=checkpoint).train()

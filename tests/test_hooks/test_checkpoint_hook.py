@@ -10,7 +10,7 @@ from ..toy import make_runner
 
 
 def runner(tmp_path, epochs=3, **kwargs):
-    hook = dict(type='AtomicCheckpointHook', **kwargs)
+    hook = dict(type='AtomicCheckpointHook', interval=1, **kwargs)
     return make_runner(tmp_path, epochs=epochs, images=2, default_hooks=dict(checkpoint=hook))
 
 

@@ -30,7 +30,8 @@ def test_static_part_has_torchvisions_keys_and_values(depth):
 def test_static_net_equals_mmdets(style):
     resnet = pytest.importorskip('mmdet.models.backbones').ResNet
     kwargs = dict(base_channels=8, style=style, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
-    theirs = resnet(50, **kwargs).double().eval()
+    theirs = resnet(50, **kwargs).double()
+    theirs.eval()
     ours = LAUDResNet(50, paradigm=None, **kwargs).double().eval()
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(1, 3, 75, 101, dtype=torch.float64)

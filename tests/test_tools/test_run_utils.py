@@ -1,7 +1,8 @@
 import pytest
 from mmengine.config import Config
 
-from laud_mm.utils.run import DataError, check_data, enable_amp, load_config
+from laud_mm.utils.run import (DataError, check_data, enable_amp, load_config,
+                               use_cpu_processes)
 
 CONFIG = """
 model = dict(backbone=dict(type='laud_mm.LAUDResNet', paradigm='layer'))
@@ -130,10 +131,17 @@ def test_a_prefix_may_be_a_string_as_in_mmpretrain(data):
     assert missing_of(dict(images, data_prefix='test')) == [f'{data}/test']
 
 
+def test_a_root_alone_is_checked_as_for_imagenet_by_split(data):
+    images = dict(type='ImageNet', data_root=str(data), split='train')
+    check(images)
+    assert missing_of(dict(images, data_root='/nowhere')) == ['/nowhere']
+
+
 @pytest.mark.parametrize('remote', [
     dict(backend_args=dict(backend='petrel')),
     dict(data_root=None, ann_file='https://host/a.json', data_prefix=dict(img='s3://bucket/a')),
-], ids=['backend', 'address'])
+    dict(data_root='s3://bucket/coco'),
+], ids=['backend', 'address', 'root'])
 def test_data_of_a_remote_backend_is_not_looked_for(remote):
     check(dict(dataset('nowhere', 'train'), **remote))
 
@@ -141,3 +149,27 @@ def test_data_of_a_remote_backend_is_not_looked_for(remote):
 def test_absent_loaders_are_skipped(data):
     cfg = Config(dict(train_dataloader=dict(dataset=dataset(data, 'train')), val_dataloader=None))
     check_data(cfg, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
+
+
+@pytest.mark.parametrize(('launcher', 'gpu', 'starts'), [
+    ('pytorch', False, True), ('pytorch', True, False), ('none', False, False),
+    ('slurm', False, False)])
+def test_cpu_processes_are_for_the_pytorch_launcher_without_a_gpu(
+        config, monkeypatch, launcher, gpu, starts):
+    backends = []
+    monkeypatch.setattr('torch.cuda.is_available', lambda: gpu)
+    monkeypatch.setattr('torch.distributed.init_process_group', backends.append)
+    cfg = load_config(config, launcher=launcher)
+    use_cpu_processes(cfg)
+    assert backends == ['gloo'] * starts
+    assert ('model_wrapper_cfg' in cfg) == starts
+    if starts:
+        assert cfg.model_wrapper_cfg.device_ids is None
+
+
+def test_cpu_processes_keep_a_model_wrapper_of_the_config(config, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('torch.distributed.init_process_group', lambda backend: None)
+    cfg = load_config(config, {'model_wrapper_cfg.type': 'Mine'}, launcher='pytorch')
+    use_cpu_processes(cfg)
+    assert cfg.model_wrapper_cfg == dict(type='Mine')

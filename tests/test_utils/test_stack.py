@@ -23,6 +23,12 @@ def test_a_fine_stack_has_no_problems(torch_cuda, torchvision_has_cuda):
     assert find(torch_cuda, torchvision_has_cuda) == []
 
 
+def wrong_version(name, version):
+    low, high = REQUIRED[name]
+    return pytest.param({name: version}, [
+        f'{name} is {version},', f"pip install '{name}>={low},<{high}'"], id=f'{name}{version}')
+
+
 @pytest.mark.parametrize(('changes', 'mentions'), [
     pytest.param(dict(torch_cuda=None), [
         'torch 2.11.0 is built for CPU only', 'torchvision 0.26.0 for CUDA',
@@ -41,13 +47,11 @@ def test_a_fine_stack_has_no_problems(torch_cuda, torchvision_has_cuda):
         'mmdet is missing', "pip install 'mmdet>=3.3.0,<3.4'"], id='no_mmdet'),
     pytest.param(dict(mmengine=None), [
         'mmengine is missing', "pip install 'mmengine>=0.10.4,<0.11'"], id='no_mmengine'),
-    *[pytest.param({name: version}, [
-        f'{name} is {version},', f"pip install '{name}>={','.join(REQUIRED[name])}'".replace(
-            ',', ',<')], id=f'{name}{version}')
-      for name, version in [('mmengine', '0.10.3'), ('mmengine', '0.11.0'),
-                            ('mmcv', '2.0.1'), ('mmcv', '2.2.0'), ('mmcv', '1.7.2'),
-                            ('mmdet', '3.2.0'), ('mmdet', '3.4.0'), ('mmdet', '2.28.2'),
-                            ('mmpretrain', '1.1.1'), ('mmpretrain', '1.3.0')]],
+    *[wrong_version(name, version) for name, version in [
+        ('mmengine', '0.10.3'), ('mmengine', '0.11.0'),
+        ('mmcv', '1.7.2'), ('mmcv', '2.0.1'), ('mmcv', '2.2.0'),
+        ('mmdet', '2.28.2'), ('mmdet', '3.2.0'), ('mmdet', '3.4.0'),
+        ('mmpretrain', '1.1.1'), ('mmpretrain', '1.3.0')]],
 ])
 def test_a_problem_names_the_package_what_was_found_and_a_fix(changes, mentions):
     problem, = find(**changes)
@@ -82,9 +86,12 @@ def test_an_installed_mmdet_must_fit_even_where_it_is_not_needed():
 
 
 @pytest.mark.parametrize(('line', 'torch_cuda', 'has_cuda'), [
-    ("__version__ = '0.26.0+cu130'", None, True), ("__version__ = '0.26.0+cpu'", '13.0', False),
-    # A build that does not say: taken to fit.
-    ("__version__ = '0.26.0'", '13.0', True), ("__version__ = '0.26.0'", None, False)])
+    pytest.param("__version__ = '0.26.0+cu130'", None, True, id='cuda'),
+    pytest.param("__version__ = '0.26.0+cpu'", '13.0', False, id='cpu'),
+    # A build that does not say is taken to fit.
+    pytest.param("__version__ = '0.26.0'", '13.0', True, id='silent-cuda_torch'),
+    pytest.param("__version__ = '0.26.0'", None, False, id='silent-cpu_torch'),
+])
 def test_the_build_of_torchvision_is_read_without_importing_it(
         tmp_path, monkeypatch, line, torch_cuda, has_cuda):
     (tmp_path / 'version.py').write_text(f"{line}\ngit_version = 'abc+cu999'\n")

@@ -31,7 +31,7 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
                            - torch.empty_like(margin).exponential_().log())
     soft = torch.sigmoid(margin / temperature)
     hard = (margin >= 0).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
 
 
 class _TwoLogitMasker(nn.Module):
