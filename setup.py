@@ -21,6 +21,8 @@ class BuildWithMim(build_py):
     """Add `laud_mm/.mim`: copies in a wheel, links in an editable install."""
 
     def run(self):
+        if not self.editable_mode:  # else a module that is gone would live on in build/
+            shutil.rmtree(Path(self.build_lib, 'laud_mm'), ignore_errors=True)
         super().run()
         if self.editable_mode:
             self._fill(ROOT / 'laud_mm' / '.mim', link=True)

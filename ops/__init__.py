@@ -1,7 +1,7 @@
 """Operations of dynamic execution, each with a plain-PyTorch reference."""
-from .layer_skip import gather_samples, scatter_samples
+from .layer_skip import add_relu_samples, gather_samples
 from .patches import (active_patches, gather_positions, gather_windows, patch_positions,
                       scatter_add_relu)
 
-__all__ = ['active_patches', 'gather_positions', 'gather_samples', 'gather_windows',
-           'patch_positions', 'scatter_add_relu', 'scatter_samples']
+__all__ = ['active_patches', 'add_relu_samples', 'gather_positions', 'gather_samples',
+           'gather_windows', 'patch_positions', 'scatter_add_relu']

@@ -48,8 +48,13 @@ def say(message):
 
 
 def cache_root():
-    default = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'laud_mm'
-    return Path(os.environ.get('LAUD_MM_CACHE') or default).expanduser().resolve()
+    folder = os.environ.get('LAUD_MM_CACHE')
+    try:
+        if not folder:
+            folder = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache', 'laud_mm')
+        return Path(folder).expanduser().resolve()
+    except RuntimeError as error:  # no home folder
+        raise SetupError(f'{error} Set LAUD_MM_CACHE to a folder with 10 GB free') from error
 
 
 def stack_key():
@@ -82,18 +87,33 @@ def find_system_problems():
     return problems
 
 
-def run(command, log=None, **kwargs):
+def child_env(**changes):
+    """The user's environment without what makes pip or Python look elsewhere."""
+    env = {k: v for k, v in os.environ.items() if k not in (
+        'PYTHONPATH', 'PYTHONHOME', 'PIP_TARGET', 'PIP_PREFIX', 'PIP_ROOT', 'PIP_NO_BINARY',
+        'PIP_ONLY_BINARY', 'PIP_REQUIRE_HASHES', 'PIP_CONSTRAINT', 'PIP_PYTHON')}
+    return {**env, 'PIP_USER': '0', **changes}  # 0 also beats `user = true` of a pip.conf
+
+
+def run(command, log=None, env=None):
     """Run a command with its output on stderr (or in `log`); raise on failure."""
     out = log or sys.stderr
-    code = subprocess.run([str(c) for c in command], stdout=out, stderr=out, **kwargs).returncode
+    code = subprocess.run([str(c) for c in command], stdout=out, stderr=out,
+                          env=env or child_env()).returncode
     if code:
         raise SetupError(f'this command failed with exit code {code}: '
-                         + ' '.join(str(c) for c in command))
+                         + ' '.join(str(c) for c in command)
+                         + (f'\nits output is in {log.name}' if log else ''))
 
 
 def succeeds(command):
     return subprocess.run([str(c) for c in command], stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL).returncode == 0
+                          stderr=subprocess.DEVNULL, env=child_env()).returncode == 0
+
+
+def starts(python):
+    """Whether an interpreter is there and what it was made from still is."""
+    return python.exists() and succeeds([python, '-c', ''])
 
 
 @contextlib.contextmanager
@@ -126,15 +146,14 @@ def build_stack(python, cache):
 
 def install_mmcv(python, cache):
     """Install mmcv with its compiled ops: from a wheel that works here, else from source."""
-    kind = subprocess.run(
-        [python, '-c', 'import torch; print(torch.__version__ + '
-         '("-cuda" if torch.cuda.is_available() else "-cpu"))'],
-        check=True, capture_output=True, text=True).stdout.strip()
-    cuda = kind.endswith('-cuda')
-    if cuda and not shutil.which('nvcc') and not os.environ.get('CUDA_HOME'):
-        say('a GPU but no nvcc: mmcv gets CPU ops only; install the CUDA toolkit '
-            'and remove the cache folder to change that')
-        cuda, kind = False, kind.replace('-cuda', '-cpu')
+    done = subprocess.run(
+        [python, '-c', 'import torch; print(torch.__version__, torch.version.cuda, '
+         'torch.cuda.is_available())'], capture_output=True, text=True, env=child_env())
+    if done.returncode:
+        raise SetupError(f'torch was installed but does not import:\n{done.stderr.strip()}')
+    version, torch_cuda, has_gpu = done.stdout.split()
+    cuda = has_gpu == 'True' and has_toolkit(torch_cuda)
+    kind = f'{version}-{"cuda" if cuda else "cpu"}'
     own = cache / 'wheels' / f'torch-{kind}'
     # Wheels of a foreign folder are CPU builds as far as anyone can tell from their name.
     foreign = [] if cuda else os.environ.get('LAUD_MM_WHEELS', '').split(':')
@@ -148,28 +167,60 @@ def install_mmcv(python, cache):
         raise SetupError(f'the mmcv wheel built into {own} does not import: see its build.log')
 
 
-def try_mmcv_wheel(python, folder):
-    """Install mmcv from `folder`; true when its ops then import."""
-    command = [python, '-m', 'pip', 'install', '--quiet', '--force-reinstall', '--no-deps',
-               '--no-index', '--find-links', folder, '-r', PINS / 'mmcv.txt']
-    if not succeeds(command):
-        return False
-    if succeeds([python, '-c', 'import mmcv.ops']):
-        return True
-    say(f'mmcv: the wheel in {folder} was built for another torch; left aside')
-    run([python, '-m', 'pip', 'uninstall', '--quiet', '--yes', 'mmcv'])
+def has_toolkit(torch_cuda):
+    """Whether a CUDA toolkit that fits torch is there; says so when not."""
+    home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
+    # As torch looks for it: the variable, the path, the usual place.
+    nvcc = (Path(home, 'bin', 'nvcc') if home
+            else Path(shutil.which('nvcc') or '/usr/local/cuda/bin/nvcc'))
+    found = 'no nvcc'
+    if nvcc.exists():
+        text = subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout
+        release = re.search(r'release (\d+)\.(\d+)', text)
+        if release and release[1] == torch_cuda.split('.')[0]:
+            return True
+        found = f'{nvcc} of CUDA {release[0][8:] if release else "unknown"}'
+    say(f'WARNING: a GPU but {found}: mmcv gets CPU ops only, and detectors will not train on '
+        f'the GPU. Install the CUDA {torch_cuda} toolkit, set CUDA_HOME to it, remove '
+        f'{cache_root() / "envs" / stack_key()} and run this again')
     return False
 
 
+def try_mmcv_wheel(python, folder):
+    """Install mmcv from `folder`; true when its ops then import."""
+    version = (PINS / 'mmcv.txt').read_text().strip().split('==')[1]
+    # The file itself, not --find-links: that only adds to the user's own find-links.
+    for wheel in sorted(folder.glob(f'mmcv-{version}[-+]*.whl')):
+        if not succeeds([python, '-m', 'pip', 'install', '--quiet', '--force-reinstall',
+                         '--no-deps', '--no-index', wheel]):
+            continue  # for another Python or platform
+        if succeeds([python, '-c', 'import mmcv.ops']):
+            return True
+        say(f'mmcv: the wheel in {folder} was built for another torch; left aside')
+        run([python, '-m', 'pip', 'uninstall', '--quiet', '--yes', 'mmcv'])
+    return False
+
+
+def count_jobs(cuda):
+    """Compiler processes that the cores and the memory allow."""
+    wanted = os.environ.get('MAX_JOBS') or ''
+    if wanted:
+        if not (wanted.isdigit() and int(wanted)):
+            raise SetupError(f'MAX_JOBS must be a positive number, got {wanted}')
+        return int(wanted)
+    memory_gb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2 ** 30
+    return max(1, min(len(os.sched_getaffinity(0)), int(memory_gb / (4 if cuda else 2))))
+
+
 def build_mmcv_wheel(python, target, cuda):
-    jobs = int(os.environ.get('MAX_JOBS') or os.cpu_count() or 1)
+    jobs = count_jobs(cuda)
     minutes = MMCV_CPU_MINUTES / jobs * (3 if cuda else 1)
     log_path = target / 'build.log'
     say(f'mmcv: building its ops from source with {jobs} jobs, about {minutes:.0f} minutes, '
         f'once per user (log: {log_path})')
-    env = dict(os.environ, MMCV_WITH_OPS='1', MAX_JOBS=str(jobs), CFLAGS='-O2 -g0 -w',
-               FORCE_CUDA='1' if cuda else '0',
-               PATH=f'{Path(python).parent}:{os.environ["PATH"]}')
+    env = child_env(MMCV_WITH_OPS='1', MAX_JOBS=str(jobs), CFLAGS='-O2 -g0 -w',
+                    FORCE_CUDA='1' if cuda else '0',
+                    PATH=f'{Path(python).parent}:{os.environ["PATH"]}')
     if not cuda:
         env['CUDA_VISIBLE_DEVICES'] = ''
     done = threading.Event()
@@ -179,6 +230,7 @@ def build_mmcv_wheel(python, target, cuda):
         try:
             # Into a temporary folder first: a killed build must not leave half a wheel.
             part = target / 'part'
+            shutil.rmtree(part, ignore_errors=True)
             run([python, '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps',
                  '--no-cache-dir', '--no-binary', 'mmcv', '-w', part, '-r', PINS / 'mmcv.txt'],
                 log=log, env=env)
@@ -202,13 +254,13 @@ def ensure_stack(cache):
     env = cache / 'envs' / stack_key()
     python, stamp = env / 'bin' / 'python', env / '.complete'
     with locked(cache / 'envs' / 'lock'):
-        if stamp.exists():
+        if stamp.exists() and starts(python):
             return python
         problems = find_system_problems()
         if problems:
             raise SetupError('\n'.join(problems))
         say(f'setting up {env}')
-        if not (python.exists() and succeeds([python, '-c', 'import pip'])):
+        if not (python.exists() and succeeds([python, '-m', 'pip', '--version'])):
             run([sys.executable, '-m', 'venv', '--clear', env])
         build_stack(python, cache)
         stamp.touch()
@@ -221,9 +273,13 @@ def ensure_checkout(stack_python):
     python, stamp = venv / 'bin' / 'python', venv / '.complete'
     key = f'{stack_python}\n{ROOT}\n{hashlib.sha256((ROOT / "setup.py").read_bytes()).hexdigest()}'
     with locked(ROOT / 'build' / 'env.lock'):
-        if stamp.exists() and stamp.read_text() == key:
+        if stamp.exists() and stamp.read_text() == key and starts(python):
             return python
+        ours = ROOT / 'build' / 'venv-is-ours'
+        if venv.exists() and not ours.exists() and not list(venv.glob('lib/*/*/stack.pth')):
+            raise SetupError(f'{venv} was not made by this tool: move it away')
         say('installing the project into .venv')
+        ours.touch()
         run([sys.executable, '-m', 'venv', '--clear', '--without-pip', venv])
         site = sysconfig.get_path('purelib', 'venv', {'base': str(venv)})
         stack_site = sysconfig.get_path('purelib', 'venv', {'base': str(stack_python.parents[1])})
@@ -237,16 +293,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--dry-run', action='store_true', help='only say what would be done')
     args = parser.parse_args()
-    cache = cache_root()
-    if args.dry_run:
-        env = cache / 'envs' / stack_key()
-        state = 'is there' if (env / '.complete').exists() else 'would be built'
-        print(f'stack {env} {state}')
-        print('\n'.join(find_system_problems()) or 'system packages are there')
-        return 0
     try:
-        print(ensure_checkout(ensure_stack(cache)))
-    except SetupError as error:
+        cache = cache_root()
+        if args.dry_run:
+            env = cache / 'envs' / stack_key()
+            state = 'is there' if (env / '.complete').exists() else 'would be built'
+            print(f'stack {env} {state}')
+            print('\n'.join(find_system_problems()) or 'system packages are there')
+        else:
+            print(ensure_checkout(ensure_stack(cache)))
+    except (SetupError, OSError) as error:  # an OSError names the folder that cannot be written
         print(f'\nset-up stopped:\n{error}', file=sys.stderr)
         return 1
     return 0

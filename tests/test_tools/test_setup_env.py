@@ -27,7 +27,8 @@ echo '[3/7] compiling'
 @pytest.fixture
 def tool(monkeypatch):
     """The tool as a module, with none of the user's settings."""
-    for name in ('LAUD_MM_CACHE', 'LAUD_MM_WHEELS', 'XDG_CACHE_HOME', 'CUDA_HOME', 'MAX_JOBS'):
+    for name in ('LAUD_MM_CACHE', 'LAUD_MM_WHEELS', 'XDG_CACHE_HOME', 'CUDA_HOME', 'CUDA_PATH',
+                 'MAX_JOBS'):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location('setup_env', TOOL)
     module = importlib.util.module_from_spec(spec)
@@ -103,6 +104,32 @@ def test_a_cache_folder_may_be_relative_or_in_the_home(tool, tmp_path, monkeypat
     assert tool.cache_root() == tmp_path / 'home' / 'own'
     monkeypatch.setenv('LAUD_MM_CACHE', 'here')
     assert tool.cache_root() == tmp_path / 'here'
+
+
+def test_an_empty_xdg_cache_home_counts_as_unset(tool, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('XDG_CACHE_HOME', '')
+    assert tool.cache_root() == tmp_path / '.cache' / 'laud_mm'
+
+
+def test_without_a_home_folder_only_the_cache_folder_must_be_named(tool, tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError('Could not determine home directory.')
+
+    monkeypatch.setattr(tool.Path, 'home', no_home)
+    with pytest.raises(tool.SetupError, match='Set LAUD_MM_CACHE'):
+        tool.cache_root()
+    monkeypatch.setenv('LAUD_MM_CACHE', str(tmp_path))
+    assert tool.cache_root() == tmp_path
+
+
+def test_a_cache_that_cannot_be_written_is_named_without_traceback(
+        idle_tool, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('LAUD_MM_CACHE', str(tmp_path / 'file' / 'cache'))
+    monkeypatch.setattr(sys, 'argv', ['setup_env.py'])
+    assert idle_tool.main() == 1
+    assert str(tmp_path / 'file') in capsys.readouterr().err
 
 
 # --- what a system lacks
@@ -196,7 +223,7 @@ def steps(tool, system, monkeypatch):
     def run(command, **kwargs):
         assert command[1:4] == ['-m', 'venv', '--clear']
         steps.append('venv')
-        (command[4] / 'bin').mkdir(parents=True)
+        (command[4] / 'bin').mkdir(parents=True, exist_ok=True)
         (command[4] / 'bin' / 'python').touch()
 
     monkeypatch.setattr(tool, 'run', run)
@@ -224,6 +251,23 @@ def test_an_interrupted_stack_is_continued(tool, steps, tmp_path, monkeypatch):
     assert steps == ['venv', 'build']
 
 
+def test_a_stack_whose_interpreter_is_gone_is_built_again(tool, steps, tmp_path):
+    python = tool.ensure_stack(tmp_path)
+    python.unlink()
+    assert tool.ensure_stack(tmp_path) == python
+    assert steps == ['venv', 'build'] * 2
+
+
+def test_a_virtual_environment_of_the_user_is_left_alone(idle_tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(idle_tool, 'ROOT', tmp_path)
+    (tmp_path / 'setup.py').touch()
+    (tmp_path / '.venv').mkdir()
+    (tmp_path / '.venv' / 'mine').touch()
+    with pytest.raises(idle_tool.SetupError, match='not made by this tool'):
+        idle_tool.ensure_checkout(tmp_path / 'env' / 'bin' / 'python')
+    assert (tmp_path / '.venv' / 'mine').exists()
+
+
 def test_other_pins_get_an_environment_of_their_own(tool, steps, pins, tmp_path):
     first = tool.ensure_stack(tmp_path)
     (pins / 'torch.txt').write_text('torch==2.12.0\n')
@@ -242,11 +286,13 @@ class Wheels:
         installed (Path | None): Folder that mmcv was installed from.
         tried (list[Path]): Folders in the order of trying.
         built (list[Path]): Folders that a wheel was built into.
+        gpu (bool): Whether torch sees a GPU.
+        nvcc (str): What `nvcc --version` prints.
     """
 
     def __init__(self):
         self.working, self.installed, self.tried, self.built = set(), None, [], []
-        self.builds_work, self.torch = True, '2.11.0+cu130-cpu'
+        self.builds_work, self.gpu, self.nvcc = True, False, ''
 
     def add(self, folder, works):
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,7 +303,10 @@ class Wheels:
 
     def succeeds(self, command):
         if 'install' in command:
-            folder = Path(command[command.index('--find-links') + 1])
+            # pip is given the folder, or the wheel in it.
+            paths = [Path(argument) for argument in command]
+            folder, = {p.parent if p.suffix == '.whl' else p for p in paths
+                       if p.suffix == '.whl' or p.is_dir()}
             self.tried.append(folder)
             self.installed = folder if list(folder.glob('mmcv-*.whl')) else None
             return self.installed is not None
@@ -266,6 +315,10 @@ class Wheels:
     def run(self, command, **kwargs):
         assert 'uninstall' in command and command[-1] == 'mmcv'
         self.installed = None
+
+    def start(self, command, **kwargs):
+        text = self.nvcc if 'nvcc' in str(command[0]) else f'2.11.0+cu130 13.0 {self.gpu}'
+        return SimpleNamespace(stdout=f'{text}\n', stderr='', returncode=0)
 
     def build(self, python, target, cuda):
         self.built.append((target, cuda))
@@ -279,8 +332,18 @@ def wheels(tool, monkeypatch):
     monkeypatch.setattr(tool, 'run', wheels.run)
     monkeypatch.setattr(tool, 'build_mmcv_wheel', wheels.build)
     monkeypatch.setattr(tool, 'subprocess', SimpleNamespace(
-        run=lambda command, **kwargs: SimpleNamespace(stdout=f'{wheels.torch}\n')))
+        run=wheels.start, DEVNULL=subprocess.DEVNULL))
     return wheels
+
+
+@pytest.fixture
+def nvcc(tmp_path, monkeypatch):
+    """A CUDA toolkit's compiler, found through CUDA_HOME."""
+    path = tmp_path / 'cuda' / 'bin' / 'nvcc'
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setenv('CUDA_HOME', str(tmp_path / 'cuda'))
+    return path
 
 
 def own_folder(tmp_path, kind='cpu'):
@@ -316,19 +379,26 @@ def test_an_own_wheel_comes_before_a_foreign_one(tool, wheels, tmp_path, monkeyp
     assert wheels.tried == [own] and not wheels.built
 
 
-def test_on_a_gpu_a_foreign_wheel_is_not_trusted(tool, wheels, system, tmp_path, monkeypatch):
-    wheels.torch = '2.11.0+cu130-cuda'
+def test_on_a_gpu_a_foreign_wheel_is_not_trusted(tool, wheels, nvcc, tmp_path, monkeypatch):
+    wheels.gpu, wheels.nvcc = True, 'Cuda compilation tools, release 13.0, V13.0.88'
     monkeypatch.setenv('LAUD_MM_WHEELS', str(wheels.add(tmp_path / 'good', works=True)))
     tool.install_mmcv('python', tmp_path / 'cache')
     assert wheels.built == [(own_folder(tmp_path, 'cuda'), True)]
 
 
-def test_a_gpu_without_nvcc_gets_cpu_ops_and_says_so(tool, wheels, system, tmp_path, capsys):
-    wheels.torch = '2.11.0+cu130-cuda'
-    system.add('nvcc')
+def test_a_gpu_without_nvcc_gets_cpu_ops_and_says_so(tool, wheels, nvcc, tmp_path, capsys):
+    wheels.gpu = True
+    nvcc.unlink()
     tool.install_mmcv('python', tmp_path / 'cache')
     assert wheels.built == [(own_folder(tmp_path, 'cpu'), False)]
     assert 'no nvcc: mmcv gets CPU ops only' in capsys.readouterr().err
+
+
+def test_a_toolkit_of_another_cuda_gets_cpu_ops_and_says_so(tool, wheels, nvcc, tmp_path, capsys):
+    wheels.gpu, wheels.nvcc = True, 'Cuda compilation tools, release 12.4, V12.4.131'
+    tool.install_mmcv('python', tmp_path / 'cache')
+    assert wheels.built == [(own_folder(tmp_path, 'cpu'), False)]
+    assert 'CUDA 12.4' in capsys.readouterr().err
 
 
 def test_a_built_wheel_that_does_not_import_stops_the_set_up(tool, wheels, tmp_path):
@@ -378,6 +448,21 @@ def test_pip_leaves_no_broken_mmcv_behind(tool, bare_python, tmp_path, capfd):
     assert mmcv_imports()
 
 
+@pytest.mark.parametrize(('setting', 'value'), [
+    ('PIP_FIND_LINKS', '{bad}'), ('PIP_USER', '1'), ('PIP_TARGET', '{elsewhere}'),
+    ('PIP_NO_BINARY', ':all:'), ('PIP_REQUIRE_HASHES', '1'), ('PYTHONPATH', '{elsewhere}')])
+def test_settings_of_the_user_do_not_lead_pip_astray(
+        tool, bare_python, tmp_path, monkeypatch, setting, value):
+    good = write_mmcv_wheel(tmp_path / 'good', '')
+    bad = write_mmcv_wheel(tmp_path / 'bad', 'raise ImportError("undefined symbol")\n')
+    elsewhere = tmp_path / 'elsewhere'
+    (elsewhere / 'mmcv').mkdir(parents=True)
+    (elsewhere / 'mmcv' / '__init__.py').write_text('')
+    monkeypatch.setenv(setting, value.format(bad=bad, elsewhere=elsewhere))
+    assert tool.try_mmcv_wheel(bare_python, good)
+    assert list(bare_python.parents[1].glob('lib/python*/site-packages/mmcv/ops.py'))
+
+
 # --- building mmcv's wheel
 
 
@@ -424,6 +509,21 @@ def test_a_build_is_told_what_to_build_and_where_ninja_is(build, tmp_path):
     assert environment['PATH'].startswith(f'{tmp_path / "bin"}:')
     assert '3 jobs' in done.stderr and str(target / 'build.log') in done.stderr
     assert '[3/7] compiling' in (target / 'build.log').read_text()
+
+
+def test_a_wheel_left_by_a_killed_build_of_other_pins_is_thrown_away(build, tmp_path):
+    part = tmp_path / 'my wheels' / 'part'
+    part.mkdir(parents=True)
+    (part / 'mmcv-2.0.1-cp311-cp311-linux_x86_64.whl').write_text('half')
+    _, target = build('whole', 'exit 0')
+    assert [wheel.read_text() for wheel in target.glob('*.whl')] == ['whole']
+
+
+@pytest.mark.parametrize('jobs', ['all', '0', '-2', '1.5'])
+def test_max_jobs_must_be_a_positive_number(tool, monkeypatch, jobs):
+    monkeypatch.setenv('MAX_JOBS', jobs)
+    with pytest.raises(tool.SetupError, match=f'MAX_JOBS must be a positive number, got {jobs}'):
+        tool.count_jobs(cuda=False)
 
 
 def test_progress_names_the_files_done(tool, tmp_path, capsys):

@@ -181,7 +181,7 @@ class LAUDResNet(LAUDBackbone):
             x = F.conv2d(x, stem.weight, stem.bias, stride=2, padding=3)
         else:
             x = self.bn1(self.conv1(x))
-        return self.maxpool(F.relu(x))
+        return self.maxpool(F.relu_(x))
 
     def stem_specs(self, image_size):
         return resnet_stem_specs(image_size, self.in_channels, self.stem_channels)

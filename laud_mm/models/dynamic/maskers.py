@@ -34,6 +34,16 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
     return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
 
 
+def global_mean(x):
+    """Average over the positions of a map: (N, C, H, W) to (N, C)."""
+    if x.device.type == 'cpu' and x.is_contiguous(memory_format=torch.channels_last):
+        # On the CPU a matrix product reads a channels-last map faster than mean() does.
+        rows = x.permute(0, 2, 3, 1).flatten(1, 2)
+        weights = rows.new_full((1, rows.shape[1]), 1 / rows.shape[1])
+        return torch.matmul(weights, rows)[:, 0]
+    return x.mean((2, 3))
+
+
 class _TwoLogitMasker(nn.Module):
     """Base: turns a pair of logits per unit into a mask.
 
@@ -91,7 +101,7 @@ class SpatialMasker(_TwoLogitMasker):
 
     def logits(self, x):
         if self.window is None:
-            pooled = x.mean((2, 3), keepdim=True)
+            pooled = global_mean(x)[:, :, None, None]
         else:
             # The last window is partial, like the last patch.
             pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
@@ -133,7 +143,7 @@ class ChannelMasker(_TwoLogitMasker):
     def logits(self, x):
         if self.kind == 'conv_linear':
             x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
-        pooled = x.mean((2, 3)).to(self.fc2.weight.dtype)
+        pooled = global_mean(x).to(self.fc2.weight.dtype)
         if self.kind == 'mlp':
             pooled = F.relu(self.fc1(pooled))
         return self.fc2(pooled).unflatten(1, (2, -1))

@@ -32,15 +32,17 @@ def run_skipping(block, x, decision):
         return _add_relu(_dense_residual(x, parts[0][1], shape), identity)
 
     # Where nothing is computed the output is relu(shortcut). The input of an
-    # identity block comes out of a ReLU, so it is that already.
-    in_place = block.owns_input and identity is x and not torch.is_grad_enabled()
-    out = x if in_place else F.relu(identity)
+    # identity block comes out of a ReLU, so it is that already; a convolved
+    # shortcut is ours to write into, and rectified at the end.
+    rectified = identity is x
+    in_place = not rectified or (block.owns_input and not torch.is_grad_enabled())
+    out = identity if in_place else identity.clone()
     for samples, weights in parts:
         if decision.patches is None:
             out = _run_samples(x, identity, out, samples, weights, shape)
         else:
             out = _run_patches(x, identity, out, samples, weights, decision.patches, shape)
-    return out
+    return out if rectified else F.relu_(out)
 
 
 def _split(decision, folded, batch_size, leaky):
@@ -72,10 +74,8 @@ def _run_samples(x, identity, out, samples, weights, shape):
     """Compute whole samples."""
     if samples is None:
         return _add_relu(_dense_residual(x, weights, shape), identity)
-    active = ops.gather_samples(x, samples)
-    shortcut = active if identity is x else ops.gather_samples(identity, samples)
-    return ops.scatter_samples(
-        out, samples, _add_relu(_dense_residual(active, weights, shape), shortcut))
+    residual = _dense_residual(ops.gather_samples(x, samples), weights, shape)
+    return ops.add_relu_samples(out, identity, samples, residual)
 
 
 def _run_patches(x, identity, out, samples, weights, patches, shape):
