@@ -38,7 +38,9 @@ def main():
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
             raise FileNotFoundError(f'--resume must be an existing checkpoint, got {args.resume}')
-    except (StackError, FileNotFoundError) as error:
+        if args.auto_scale_lr and 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
+    except (StackError, FileNotFoundError, ValueError) as error:
         sys.exit(f'error: {error}')
     if args.amp:
         enable_amp(cfg)
@@ -46,7 +48,8 @@ def main():
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         found = find_resumable(cfg.work_dir) if args.resume == 'auto' else args.resume
-        cfg.resume, cfg.load_from = True, found and str(found)
+        if found:
+            cfg.resume, cfg.load_from = True, str(found)
     use_cpu_processes(cfg)
     Runner.from_cfg(cfg).train()
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm.models.dynamic import (ActivationRecord, ChannelMasker, Decision, SpatialMasker,
-                                    decision_rates, expand_patches, gumbel_decide, halo)
+                                    decision_rates, expand_patches, force_rate, gumbel_decide,
+                                    halo)
 from laud_mm.specs import BottleneckShape
 
 
@@ -127,3 +128,12 @@ def test_static_blocks_cost_their_static_flops():
     cost = record.cost()
     assert cost.fraction.tolist() == [1, 1, 1] and cost.mean_rate == 1
     assert cost.static_flops == 7 * 9 * (16 * 8 + 9 * 8 * 8 + 8 * 32 + 16 * 32)
+
+
+def test_costs_do_not_depend_on_autocast(make_net):
+    net = make_net(paradigm='spatial')
+    with torch.no_grad(), force_rate(net, 0.3):
+        net(torch.rand(1, 3, 320, 320))
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            inside = net.record.cost().flops
+    assert torch.equal(inside, net.record.cost().flops)

@@ -60,6 +60,11 @@ class ActivationRecord:
         Returns:
             ActivationCost: Differentiable where the decisions are.
         """
+        # Counts are exact in float32, not in what autocast may choose.
+        with torch.autocast(self.device.type, enabled=False):
+            return self._cost()
+
+    def _cost(self):
         names, rates, flops, static = [], [], [], []
         for block in self.blocks:
             block_rates = block.rates()
