@@ -43,7 +43,7 @@ def draw_activation(figure, record, sample=0):
     colors = LinearSegmentedColormap.from_list('activation', [SKIPPED, COMPUTED])
     stages = {}
     for block in record.blocks:
-        stages.setdefault(block.spec.shape.stage, []).append(block)
+        stages.setdefault(block.shape.stage, []).append(block)
     columns = max(map(len, stages.values()))
     axes = figure.subplots(len(stages), columns, squeeze=False)
     for row, (stage, blocks) in zip(axes, sorted(stages.items())):

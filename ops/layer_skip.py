@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 def _sample_rows(x):
     """View a channels-last map (N, C, H, W) as (N, H*W*C)."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1)
+    return x.permute(0, 2, 3, 1).view(x.shape[0], -1)
 
 
 def gather_samples(x, samples):

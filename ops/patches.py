@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 def _position_rows(x):
     """View a channels-last map (N, C, H, W) as (N*H*W, C)."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
 
 
 def active_patches(mask):
@@ -69,7 +69,7 @@ def gather_windows(rows, positions, patches, size, granularity, grid, stride, di
                      for g, m in zip(grid, (h, w)))
     sample, y, x = positions // (h * w), positions // w % h, positions % w
     padded = rows.new_zeros(n * height * width, rows.shape[1])
-    padded = padded.index_copy(0, (sample * height + y + dilation) * width + x + dilation, rows)
+    padded.index_copy_(0, (sample * height + y + dilation) * width + x + dilation, rows)
     corner = (patches[:, 0] * height + patches[:, 1] * granularity * stride) * width \
         + patches[:, 2] * granularity * stride
     step = torch.arange(window, device=rows.device)

@@ -47,11 +47,16 @@ def main():
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show_dir:
-        cfg.default_hooks.visualization.update(draw=True, test_out_dir=args.show_dir)
+        painter = cfg.default_hooks.setdefault('visualization', {})
+        if cfg.get('default_scope') == 'mmpretrain':
+            painter.update(type='VisualizationHook', enable=True, out_dir=args.show_dir)
+        else:
+            painter.update(type='DetVisualizationHook', draw=True, test_out_dir=args.show_dir)
     if args.out:
         evaluators = cfg.test_evaluator
         evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-        cfg.test_evaluator = [*evaluators, dict(type='mmdet.DumpDetResults', out_file_path=args.out)]
+        dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=args.out)]
     use_cpu_processes(cfg)
     Runner.from_cfg(cfg).test()
 

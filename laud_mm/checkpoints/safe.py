@@ -94,8 +94,8 @@ def find_resumable(work_dir):
     pointer = work_dir / 'last_checkpoint'
     if pointer.is_file():
         name = pointer.read_text().strip()
-        # The folder may have been moved since: the name alone counts then.
-        candidates += [Path(name), work_dir / Path(name).name] if name else []
+        # This folder first: it may have been moved or copied since.
+        candidates += [work_dir / Path(name).name, Path(name)] if name else []
     steps = [p for p in work_dir.glob('*.pth') if re.fullmatch(r'(epoch|iter)_\d+', p.stem)]
     candidates += sorted(steps, key=lambda p: p.stat().st_mtime, reverse=True)
     return next((p for p in candidates if p.is_file() and is_complete(p)), None)

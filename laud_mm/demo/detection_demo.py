@@ -1,4 +1,5 @@
 """The demo: a small LAUD Faster R-CNN from data to a table of accuracy and latency."""
+import copy
 import json
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def run_demo(config, train_tool, work_dir, num_pictures=6):
 
 def evaluate(cfg, execution, num_pictures=0, picture_dir=None):
     """Test a config's checkpoint in one execution; return its metrics."""
-    cfg = cfg.copy()
+    cfg = copy.deepcopy(cfg)
     cfg.model.backbone.execution = execution
     cfg.experiment_name = f'demo_{execution}'
     runner = Runner.from_cfg(cfg)

@@ -3,6 +3,7 @@ import math
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
 
 from laud_mm.models.losses import ActivationLoss
 from laud_mm.registry import HOOKS
@@ -57,7 +58,8 @@ class ActivationHook(Hook):
         weight (float): alpha, weight of the loss.
         bounds (bool): See `ActivationLoss`.
         temperature (dict): Arguments of `TemperatureSchedule`.
-        interval (int): Iterations between two logs of the per-block rates.
+        interval (int): Iterations between two logs of the per-block rates (which,
+            unlike the loss and the FLOPs fraction, are those of the main process).
 
     Raises:
         ValueError: If the model has no LAUD backbone, or an argument is out of range.
@@ -70,7 +72,7 @@ class ActivationHook(Hook):
                  temperature=dict(type='auto'), interval=50):
         self.loss = ActivationLoss(target, weight, bounds)
         self.temperature = TemperatureSchedule(**temperature)
-        if not isinstance(interval, int) or interval < 1:
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ValueError(f'interval must be a positive int, got {interval!r}')
         self.interval = interval
         self._backbone = self._handle = self._cost = self._fraction = None
@@ -78,10 +80,19 @@ class ActivationHook(Hook):
 
     def before_train(self, runner):
         self._backbone = find_backbone(runner.model, 'ActivationHook')
+        self._settle_frozen_maskers(runner)
         self.temperature.resolve(self._backbone.maskers())
         runner.logger.info(f'Gumbel temperature: {self.temperature.type}; '
                            f'FLOPs target: {self.loss.target}')
         self._handle = unwrap(runner.model).register_forward_hook(self._add_loss, with_kwargs=True)
+
+    def _settle_frozen_maskers(self, runner):
+        # Only now is it known whether a checkpoint brought the maskers of frozen
+        # stages. DDP noted which parameters learn before that, so wrap anew.
+        self._backbone.train(self._backbone.training)
+        if is_model_wrapper(runner.model) and self._backbone.maskers_are_frozen():
+            runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'),
+                                             unwrap(runner.model))
 
     def after_train(self, runner):
         self._handle.remove()
@@ -132,7 +143,8 @@ class ActivationHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint):
         state = checkpoint.get('laud_mm')
         if state and runner._resume:
-            self.temperature.type = state['temperature']
+            if self.temperature.type == 'auto':
+                self.temperature.type = state['temperature']
             backbone = find_backbone(runner.model, 'ActivationHook')
             backbone.freeze_maskers = state['maskers_frozen']
             backbone.train(backbone.training)

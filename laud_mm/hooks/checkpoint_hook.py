@@ -5,7 +5,6 @@ from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
-from laud_mm.checkpoints import allow_runner_types
 from laud_mm.registry import HOOKS
 
 
@@ -32,14 +31,13 @@ register_backend('laud_atomic', AtomicLocalBackend, force=True)
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, safe against being killed.
 
-    Files are written under another name and renamed when complete, and with
-    `max_keep_ckpts` old ones are removed only after the new one is there.
+    Files are written under another name and renamed when complete; old ones
+    (`max_keep_ckpts`, `save_best`) are removed only after the new one is there.
     Arguments as mmengine's; files are local.
     """
 
     def __init__(self, *args, backend_args=None, **kwargs):
         super().__init__(*args, backend_args=backend_args or dict(backend='laud_atomic'), **kwargs)
-        allow_runner_types()  # so that --resume reads what this hook writes
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         stale = []
@@ -53,8 +51,29 @@ class AtomicCheckpointHook(CheckpointHook):
             super()._save_checkpoint_with_step(runner, step, meta)
         finally:
             self.max_keep_ckpts = keep
-        if is_main_process():
-            for old in stale:
-                path = self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old))
-                if self.file_backend.isfile(path):
-                    self.file_backend.remove(path)
+        for old in stale:
+            self._remove(self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(old)))
+
+    def _save_best_checkpoint(self, runner, metrics):
+        if not self.save_best:
+            return
+        # The base class removes the files it finds here before it writes new ones.
+        several = len(self.key_indicators) > 1
+        before = dict(self.best_ckpt_path_dict) if several else {None: self.best_ckpt_path}
+        if several:
+            self.best_ckpt_path_dict = dict.fromkeys(before)
+        else:
+            self.best_ckpt_path = None
+        super()._save_best_checkpoint(runner, metrics)
+        for key, old in before.items():
+            new = self.best_ckpt_path_dict[key] if several else self.best_ckpt_path
+            if new is None and several:
+                self.best_ckpt_path_dict[key] = old
+            elif new is None:
+                self.best_ckpt_path = old
+            elif old and old != new:
+                self._remove(old)
+
+    def _remove(self, path):
+        if is_main_process() and self.file_backend.isfile(path):
+            self.file_backend.remove(path)

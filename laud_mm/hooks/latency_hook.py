@@ -63,13 +63,14 @@ class LatencyHook(Hook):
         inputs, self._inputs = self._inputs, []
         if not self.interval or batch_idx % self.interval:
             return
-        self._timing = True
+        self._timing, record = True, self._backbone.record
         try:
             with torch.no_grad(), autocast(enabled=getattr(loop, 'fp16', False)):
                 for x in inputs:
                     self._time(x)
         finally:
-            self._timing = False
+            # What the images decided stays to be seen by others, such as visualisers.
+            self._timing, self._backbone.record = False, record
 
     def _time(self, x):
         warmup = 0 if x.shape in self._warm_shapes else self.warmup
@@ -87,8 +88,10 @@ class LatencyHook(Hook):
     def _finish(self, runner, mode, metrics):
         self._stop()
         statistics = self._statistics.over_ranks()
-        device = next(self._backbone.parameters()).device
-        report = statistics.report(dict(device_stamp(device), execution=self._backbone.execution))
+        weight, loop = next(self._backbone.parameters()), getattr(runner, f'{mode}_loop')
+        precision = 'amp' if getattr(loop, 'fp16', False) else str(weight.dtype)
+        report = statistics.report(dict(device_stamp(weight.device), precision=precision,
+                                        execution=self._backbone.execution))
         new = report_metrics(report)
         runner.message_hub.update_scalars({f'{mode}/{k}': v for k, v in new.items()})
         if metrics is not None:

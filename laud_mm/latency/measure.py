@@ -48,13 +48,14 @@ class Timer:
     def time_ms(self, fn):
         """Run `fn()` and return its latency in ms, the device idle before and after."""
         if self.device.type == 'cuda':
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize(self.device)
-            start.record()
-            fn()
-            end.record()
-            torch.cuda.synchronize(self.device)
-            return start.elapsed_time(end)
+            with torch.cuda.device(self.device):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                torch.cuda.synchronize()
+                start.record()
+                fn()
+                end.record()
+                torch.cuda.synchronize()
+                return start.elapsed_time(end)
         begin = time.perf_counter()
         fn()
         return (time.perf_counter() - begin) * 1e3

@@ -1,1 +1,6 @@
+from laud_mm.checkpoints import allow_runner_types
+
 from . import backbones  # noqa: F401
+
+# So that --resume and mmdet's own loading read the checkpoints of these models.
+allow_runner_types()

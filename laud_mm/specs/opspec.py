@@ -29,7 +29,7 @@ class Rates:
 
     @property
     def unit(self):
-        """Share of the block's decided units that are on."""
+        """Share of the block that is computed: of samples, output positions, channels."""
         return self.layer * self.patch * self.channel
 
 

@@ -1,4 +1,9 @@
-"""Train the toy classifier for two iterations and save its weights: train_toy.py DIR PARADIGM."""
+"""Train the toy classifier for two iterations and save its weights.
+
+    train_toy.py DIR PARADIGM [CHECKPOINT]
+
+With a checkpoint, its weights are loaded and the first stage is frozen.
+"""
 import os
 import sys
 from pathlib import Path
@@ -14,7 +19,7 @@ from tests.toy import ToyClassifier, ToyImages, make_runner  # noqa: E402
 
 
 def main():
-    folder, paradigm = sys.argv[1:]
+    folder, paradigm, *checkpoint = sys.argv[1:]
     processes = int(os.environ.get('WORLD_SIZE', 1))
     kwargs = {}
     if processes > 1:
@@ -24,7 +29,8 @@ def main():
     torch.manual_seed(0)
     torch.set_num_threads(1)
     # Fresh maskers hardly look at the image: stir them, so that rates differ.
-    model = ToyClassifier(paradigm=paradigm, norm_eval=True, masker=dict(noise=False))
+    model = ToyClassifier(paradigm=paradigm, norm_eval=True, masker=dict(noise=False),
+                          frozen_stages=1 if checkpoint else -1)
     for masker in model.backbone.maskers():
         for parameter in masker.parameters():
             torch.nn.init.normal_(parameter)
@@ -34,6 +40,8 @@ def main():
     loader = DataLoader(images, batch_size=4 // processes,
                         sampler=DefaultSampler(images, shuffle=False))
     hook = ActivationHook(target=0.3, bounds=True, temperature=dict(type='fixed', end=1.0))
+    if checkpoint:
+        kwargs['load_from'], = checkpoint
     runner = make_runner(folder, [hook], model=model, train_dataloader=loader,
                          optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), **kwargs)
     runner.train()

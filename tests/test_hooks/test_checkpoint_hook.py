@@ -6,7 +6,7 @@ from mmengine.fileio import LocalBackend
 from laud_mm.checkpoints import find_resumable
 from laud_mm.hooks import checkpoint_hook
 
-from ..toy import make_runner
+from ..toy import ToyEvaluator, make_runner
 
 
 def runner(tmp_path, epochs=3, **kwargs):
@@ -21,6 +21,22 @@ def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path, monkeypatc
     runner(tmp_path, max_keep_ckpts=1).train()
     assert present == [[], ['epoch_1.pth'], ['epoch_2.pth']]
     assert [p.name for p in tmp_path.glob('*.pth*')] == ['epoch_3.pth']
+
+
+def test_the_old_best_goes_only_after_the_new_one_is_there(tmp_path, monkeypatch):
+    class Improving(ToyEvaluator):
+        scores = iter([0.1, 0.3, 0.2])
+
+        def evaluate(self, size):
+            return dict(accuracy=next(self.scores))
+    present, replace = [], checkpoint_hook.os.replace
+    monkeypatch.setattr(checkpoint_hook.os, 'replace', lambda a, b: (
+        present.append(sorted(p.name for p in tmp_path.glob('best_*.pth'))), replace(a, b)))
+    hook = dict(type='AtomicCheckpointHook', interval=1, save_best='accuracy', rule='greater')
+    make_runner(tmp_path, epochs=3, images=2, val_images=1, val_evaluator=Improving(),
+                default_hooks=dict(checkpoint=hook)).train()
+    assert ['best_accuracy_epoch_1.pth'] in present and [] not in present[2:]
+    assert [p.name for p in tmp_path.glob('best_*')] == ['best_accuracy_epoch_2.pth']
 
 
 class DiskFull(OSError):

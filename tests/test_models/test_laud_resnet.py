@@ -60,6 +60,8 @@ def test_maskers_add_their_own_keys_only(make_net):
     (dict(masker=dict(chanel='mlp')), 'masker must have keys among channel.*got chanel'),
     (dict(masker=dict(reduction=0)), 'masker.reduction must be a positive int, got 0'),
     (dict(execution='sparse'), "execution must be one of 'auto', 'masked', 'skipping', got"),
+    (dict(out_indices=3), 'out_indices must be stage indices from 0 to 3, got 3'),
+    (dict(norm_cfg=dict(type='BN', affine=False)), 'norm_cfg.type must be one of BN.*affine'),
     (dict(out_indices=(4,)), r'out_indices must be stage indices from 0 to 3, got \(4,\)'),
     (dict(frozen_stages=5), 'frozen_stages must be an int from -1 to 4, got 5'),
     (dict(num_stages=5), 'num_stages must be an int from 1 to 4, got 5'),
@@ -123,6 +125,25 @@ def test_fresh_maskers_of_frozen_stages_train_and_loaded_ones_freeze(make_net):
     net.load_state_dict(net.state_dict())
     assert net.train().maskers_are_frozen()
     assert not masker.spatial.training and not masker.spatial.conv.weight.requires_grad
+
+
+def test_a_masker_that_loads_half_way_counts_as_fresh(make_net):
+    coarse, fine = (make_net(paradigm='channel', channel_granularity=g) for g in (2, 1))
+    fine.load_state_dict({k: v for k, v in coarse.state_dict().items() if '.fc2.' not in k},
+                         strict=False)
+    assert not any(masker.loaded for masker in fine.maskers())
+    coarse.load_state_dict(coarse.state_dict())
+    assert all(masker.loaded for masker in coarse.maskers())
+
+
+def test_a_second_init_leaves_a_trained_net_alone(make_net):
+    net = make_net()
+    net.init_weights()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    before = copy.deepcopy(net.state_dict())
+    net.init_weights()
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_norm_eval_keeps_statistics_and_trains_weights(make_net):
@@ -226,3 +247,12 @@ def test_force_rate_turns_on_an_exact_share(make_net):
         net(torch.rand(2, 3, 128, 128))
     assert torch.equal(first, net.record.cost().rates)
     assert torch.allclose(first.mean(1), torch.tensor(0.5), atol=1e-6)
+
+
+def test_force_rate_holds_over_the_network_where_a_block_is_all_or_nothing(make_net):
+    net = make_net(101, paradigm='layer')
+    with torch.no_grad(), force_rate(net, 0.5):
+        net(torch.rand(1, 3, 64, 64))
+    assert 0.3 < net.record.cost().mean_rate < 0.7
+    with pytest.raises(ValueError, match='rate must be a number from 0 to 1, got 1.5'):
+        force_rate(net, 1.5)

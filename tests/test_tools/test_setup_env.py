@@ -477,7 +477,9 @@ def build(tmp_path):
     def build(content, ending, **settings):
         python.write_text(PYTHON_STUB.format(folder=tmp_path, content=content, ending=ending))
         python.chmod(0o755)
-        code = ('import sys; from pathlib import Path; import setup_env; '
+        # A process in the background of a script ignores Ctrl-C from birth.
+        code = ('import signal, sys; from pathlib import Path; import setup_env; '
+                'signal.signal(signal.SIGINT, signal.default_int_handler); '
                 'setup_env.build_mmcv_wheel(sys.argv[1], Path(sys.argv[2]), cuda=False)')
         done = subprocess.run(
             [sys.executable, '-c', code, python, target], capture_output=True, text=True,

@@ -113,20 +113,19 @@ def test_masked_and_skipping_evaluation_agree(trained, data_root, tmp_path):
         assert metrics['masked'][key] == pytest.approx(metrics['skipping'][key], abs=1e-3)
 
 
-def test_faster_rcnn_trains_on_two_processes(data_root, tmp_path):
+def test_faster_rcnn_trains_and_reports_on_two_processes(data_root, tmp_path):
     (tmp_path / 'short.py').write_text(
         f"_base_ = '{CONFIG}'\n"
-        "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2)\n"
-        "train_dataloader = dict(sampler=dict(type='InfiniteSampler'))\n"
-        'val_dataloader = None\nval_cfg = None\nval_evaluator = None\n')
-    keep = [o for o in options(data_root, 'train_dataloader.num_workers=0',
-                               'train_dataloader.persistent_workers=False')
-            if not o.startswith(('val_', 'train_cfg'))]
+        "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2, val_interval=2)\n"
+        "train_dataloader = dict(sampler=dict(type='InfiniteSampler'))\n")
+    keep = [o for o in options(data_root) if not o.startswith('train_cfg')]
     code, output = run('bash', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'short.py'),
                        '2', '--work-dir', str(tmp_path / 'out'), *keep)
     assert code == 0, output[-3000:]
-    losses = logged(tmp_path / 'out', 'loss_activation')
-    assert sorted(losses) == [1, 2]
+    assert sorted(logged(tmp_path / 'out', 'loss_activation')) == [1, 2]
+    report = json.loads(next((tmp_path / 'out').rglob('val_iter_2.json')).read_text())
+    assert report['images'] == 4  # two of each process
+    assert report['measured']['static']['repeats'] == 4
 
 
 @pytest.mark.parametrize('tool, extra', [('train.py', ()), ('test.py', ('absent.pth',))])

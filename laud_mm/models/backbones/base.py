@@ -36,9 +36,9 @@ class LAUDBackbone(BaseModule):
 
     def __init__(self, out_indices, num_stages, frozen_stages, norm_eval, execution, init_cfg):
         super().__init__(init_cfg)
-        if not out_indices or not all(i in range(num_stages) for i in out_indices):
+        if not isinstance(out_indices, (list, tuple)) or not out_indices or not all(i in range(num_stages) for i in out_indices):
             raise ValueError(f'out_indices must be stage indices from 0 to {num_stages - 1}, '
-                             f'got {tuple(out_indices)}')
+                             f'got {out_indices!r}')
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(f'frozen_stages must be an int from -1 to {num_stages}, '
                              f'got {frozen_stages!r}')
@@ -124,10 +124,13 @@ class LAUDBackbone(BaseModule):
 
     def init_weights(self):
         """Initialise or load as `init_cfg` says, then the maskers that nothing was loaded for."""
+        if self.is_init:
+            return
         super().init_weights()
         for masker in self.maskers():
             masker.reset_parameters()
         self._freeze()
+        self.is_init = True
 
     def train(self, mode=True):
         """Set training mode; frozen stages and, with `norm_eval`, norms stay in evaluation."""
@@ -169,9 +172,10 @@ def check_norm_cfg(norm_cfg):
         ValueError: If `norm_cfg` is not a batch norm.
     """
     allowed = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN')
-    if not isinstance(norm_cfg, dict) or norm_cfg.get('type') not in allowed:
-        raise ValueError(f'norm_cfg.type must be one of {", ".join(allowed)} (other norms mix '
-                         f'skipped and computed values), got {norm_cfg!r}')
+    if not isinstance(norm_cfg, dict) or norm_cfg.get('type') not in allowed or not (
+            norm_cfg.get('affine', True) and norm_cfg.get('track_running_stats', True)):
+        raise ValueError(f'norm_cfg.type must be one of {", ".join(allowed)}, affine and with '
+                         f'running statistics (others do not fold), got {norm_cfg!r}')
     return norm_cfg
 
 

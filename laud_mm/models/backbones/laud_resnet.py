@@ -190,6 +190,8 @@ class LAUDResNet(LAUDBackbone):
         return self.conv1, self.bn1
 
     def init_weights(self):
+        if self.is_init:
+            return
         super().init_weights()
         if self.zero_init_residual:
             for block in self.blocks():

@@ -1,9 +1,12 @@
 """Control what a backbone decides: replay recorded decisions, or force rates."""
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from zlib import crc32
 
 import torch
+
+from laud_mm.specs.arguments import check_fraction
 
 
 @contextmanager
@@ -38,10 +41,13 @@ def force_rate(backbone, rate, seed=0):
 
     Args:
         backbone (LAUDBackbone): The backbone.
-        rate (float): Share of units on. A block decides on its N samples
-            together, so counts are exact over the batch where units are few.
+        rate (float): Share of units on, in [0, 1]. A block decides on its N
+            samples together; a count that is not whole is rounded up or down at
+            random, block by block, so that the rate holds over the network.
         seed (int): Seed of the choice, the same in every forward pass.
     """
+    check_fraction('rate', rate)
+
     def override(name, decision):
         # One generator per block: the choice must not depend on the execution.
         generator = torch.Generator().manual_seed(crc32(f'{seed}/{name}'.encode()))
@@ -52,8 +58,9 @@ def force_rate(backbone, rate, seed=0):
 
 
 def _random_mask(mask, rate, generator):
-    """A mask like `mask` with round(rate * units) units on."""
+    """A mask like `mask` with a share `rate` of its units on."""
+    count = math.floor(rate * mask.numel() + torch.rand((), generator=generator).item())
     order = torch.randperm(mask.numel(), generator=generator)
     chosen = torch.zeros(mask.numel(), dtype=torch.bool)
-    chosen[order[:round(rate * mask.numel())]] = True
+    chosen[order[:count]] = True
     return chosen.view(mask.shape).to(mask.device, mask.dtype)

@@ -36,12 +36,13 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
 
 def global_mean(x):
     """Average over the positions of a map: (N, C, H, W) to (N, C)."""
-    if x.device.type == 'cpu' and x.is_contiguous(memory_format=torch.channels_last):
+    fast = x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64)
+    if fast and x.is_contiguous(memory_format=torch.channels_last):
         # On the CPU a matrix product reads a channels-last map faster than mean() does.
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)
         weights = rows.new_full((1, rows.shape[1]), 1 / rows.shape[1])
         return torch.matmul(weights, rows)[:, 0]
-    return x.mean((2, 3))
+    return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 class _TwoLogitMasker(nn.Module):
@@ -64,7 +65,7 @@ class _TwoLogitMasker(nn.Module):
         raise NotImplementedError
 
     def forward(self, x):
-        # In full precision: a decision near the threshold must not depend on autocast.
+        # Logits in the masker's own precision: decisions should not hang on autocast's.
         with torch.autocast(x.device.type, enabled=False):
             on, off = self.logits(x).float().unbind(1)
         if self.training:
@@ -72,7 +73,10 @@ class _TwoLogitMasker(nn.Module):
         return on >= off
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        self.loaded = self.loaded or any(k.startswith(prefix) for k in state_dict)
+        # All of it, in the right shape: a masker that loaded half way is a fresh one.
+        self.loaded = self.loaded or all(
+            prefix + name in state_dict and state_dict[prefix + name].shape == own.shape
+            for name, own in self.state_dict().items())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

@@ -1,10 +1,10 @@
 """ActivationRecord: what every block of one forward pass decided, and what that cost."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import List, Tuple
 
 import torch
 
-from laud_mm.specs import BlockSpec, OpSpec, Rates, dynamic_flops, static_flops
+from laud_mm.specs import BottleneckShape, OpSpec, Rates, dynamic_flops, static_flops
 
 from .decision import Decision, decision_rates
 
@@ -14,15 +14,17 @@ class BlockActivity:
     """One block in one forward pass.
 
     Attributes:
-        spec (BlockSpec): The block's work at this input size.
+        shape (BottleneckShape): Geometry of the block.
+        in_size (tuple[int, int]): Height and width of its input.
         decision (Decision): What it computed on the batch.
     """
-    spec: BlockSpec
+    shape: BottleneckShape
+    in_size: Tuple[int, int]
     decision: Decision
 
     def rates(self):
         """Activation rates, per image where something is skipped: `Rates` of (N,)."""
-        return decision_rates(self.spec.shape, self.spec.in_size, self.decision)
+        return decision_rates(self.shape, self.in_size, self.decision)
 
 
 @dataclass
@@ -42,17 +44,17 @@ class ActivationRecord:
 
     def add(self, shape, in_size, decision):
         """Note what the next block decided on an input of `in_size`."""
-        self.blocks.append(BlockActivity(BlockSpec.of(shape, in_size), decision))
+        self.blocks.append(BlockActivity(shape, in_size, decision))
 
     def detach(self):
         """The same record without autograd history."""
-        blocks = [BlockActivity(b.spec, b.decision.detach()) for b in self.blocks]
+        blocks = [replace(b, decision=b.decision.detach()) for b in self.blocks]
         return ActivationRecord(self.batch_size, self.stem, self.device, blocks)
 
     @property
     def decisions(self):
         """Decisions by block name; feed them to `replay`."""
-        return {b.spec.shape.name: b.decision for b in self.blocks}
+        return {b.shape.name: b.decision for b in self.blocks}
 
     def cost(self):
         """Work out rates and FLOPs of every image.
@@ -67,11 +69,11 @@ class ActivationRecord:
     def _cost(self):
         names, rates, flops, static = [], [], [], []
         for block in self.blocks:
-            block_rates = block.rates()
-            names.append(block.spec.shape.name)
+            block_rates, ops = block.rates(), block.shape.op_specs(block.in_size)
+            names.append(block.shape.name)
             rates.append(self._per_image(block_rates.unit))
-            flops.append(self._per_image(dynamic_flops(block.spec.ops, block_rates)))
-            static.append(static_flops(block.spec.ops))
+            flops.append(self._per_image(dynamic_flops(ops, block_rates)))
+            static.append(static_flops(ops))
         dynamic = [not b.decision.is_static for b in self.blocks]
         return ActivationCost(tuple(names), tuple(dynamic), torch.stack(rates),
                               torch.stack(flops), tuple(static),
@@ -93,7 +95,7 @@ class ActivationCost:
     Attributes:
         names (tuple[str, ...]): Block names.
         dynamic (tuple[bool, ...]): Whether each block decides at all.
-        rates (Tensor): (B, N) float32, share of units on.
+        rates (Tensor): (B, N) float32, share computed: of blocks, positions or channels.
         block_flops (Tensor): (B, N) float32, multiply-adds, maskers included.
         static_block_flops (tuple[int, ...]): Multiply-adds of the static blocks.
         stem_flops (int): Multiply-adds of the stem.
@@ -128,7 +130,7 @@ class ActivationCost:
 
     @property
     def mean_rates(self):
-        """(B,) share of units on, averaged over the images."""
+        """(B,) `rates`, averaged over the images."""
         return self.rates.mean(1)
 
     @property

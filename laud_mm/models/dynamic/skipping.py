@@ -26,7 +26,11 @@ def run_skipping(block, x, decision):
     """
     shape, folded = block.shape, block.folded()
     x = x.contiguous(memory_format=torch.channels_last)
-    identity = x if folded.shortcut is None else _conv(x, folded.shortcut, shape.stride)
+    identity = x
+    if folded.shortcut is not None:
+        identity = _conv(x, folded.shortcut, shape.stride)
+        # Some backends (cuDNN in float64) return another layout.
+        identity = identity.contiguous(memory_format=torch.channels_last)
     parts = _split(decision, folded, len(x), block.mask_before_norm)
     if decision.patches is None and len(parts) == 1 and parts[0][0] is None:
         return _add_relu(_dense_residual(x, parts[0][1], shape), identity)
