@@ -9,7 +9,8 @@ from laud_mm.demo.detection_set import SPLITS, build_detection_set
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description='Build a small COCO-format detection set from bundled photographs.')
-    parser.add_argument('root', help='folder of the set; a finished set with the same settings is reused')
+    parser.add_argument('root', help='folder of the set; a finished one with the '
+                        'same settings is reused')
     parser.add_argument('--num-train', type=int, default=400, help='train images (default: 400)')
     parser.add_argument('--num-val', type=int, default=100, help='val images (default: 100)')
     parser.add_argument('--image-size', type=int, default=160,

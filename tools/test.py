@@ -3,43 +3,37 @@ import argparse
 import os
 import sys
 
-from mmengine.config import DictAction
+from laud_mm.utils.stack import require_stack
+
+require_stack()  # first: a wrong stack fails at the imports below, and names no fix
+
 from mmengine.runner import Runner
 
-from laud_mm.utils.run import check_data, load_config, use_cpu_processes
-from laud_mm.utils.stack import StackError, check_stack
+from laud_mm.utils.run import check_data, load_config, parse_run_arguments, use_cpu_processes
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--work-dir', help='folder of logs and reports')
     parser.add_argument('--out', help='dump predictions to this .pkl file')
     parser.add_argument('--show-dir', help='save painted images to this folder of the work dir')
     parser.add_argument('--execution', choices=['auto', 'masked', 'skipping'],
                         help='how the backbone computes what it decided')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='overrides, key=value')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
+    args = parse_run_arguments(parser)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
 def main():
     args = parse_args()
     try:
-        check_stack()
         cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         check_data(cfg, ['test_dataloader'])
         if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
             raise FileNotFoundError(f'checkpoint must be an existing file, got {args.checkpoint}')
-    except (StackError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         sys.exit(f'error: {error}')
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.execution:

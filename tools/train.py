@@ -3,44 +3,38 @@ import argparse
 import os
 import sys
 
-from mmengine.config import DictAction
+from laud_mm.utils.stack import require_stack
+
+require_stack()  # first: a wrong stack fails at the imports below, and names no fix
+
 from mmengine.runner import Runner
 
 from laud_mm.checkpoints import find_resumable
-from laud_mm.utils.run import check_data, enable_amp, load_config, use_cpu_processes
-from laud_mm.utils.stack import StackError, check_stack
+from laud_mm.utils.run import (check_data, enable_amp, load_config, parse_run_arguments,
+                               use_cpu_processes)
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help="scale lr by the real batch size over the config's base_batch_size")
     parser.add_argument('--resume', nargs='?', const='auto',
                         help='go on from this checkpoint; without a value, from the newest '
                         'complete one in the work dir (from the start if there is none)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        help='overrides, key=value: model.backbone.paradigm=channel')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args()
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    return parse_run_arguments(parser)
 
 
 def main():
     args = parse_args()
     try:
-        check_stack()
         cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
         if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
             raise FileNotFoundError(f'--resume must be an existing checkpoint, got {args.resume}')
         if args.auto_scale_lr and 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
-    except (StackError, FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         sys.exit(f'error: {error}')
     if args.amp:
         enable_amp(cfg)

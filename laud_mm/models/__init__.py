@@ -1,6 +1,8 @@
 from laud_mm.checkpoints import allow_runner_types
 
-from . import backbones  # noqa: F401
+from . import backbones
+
+__all__ = ['backbones']
 
 # So that --resume and mmdet's own loading read the checkpoints of these models.
 allow_runner_types()

@@ -4,11 +4,24 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 
 class DataError(FileNotFoundError):
     """Data that a config names is not there."""
+
+
+def parse_run_arguments(parser):
+    """Add the arguments that all runs share, parse, and set LOCAL_RANK for launchers."""
+    parser.add_argument('--work-dir', help='folder of logs, reports and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
+                        help='overrides, key=value: model.backbone.paradigm=channel')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args()
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
 
 
 def load_config(path, cfg_options=None, work_dir=None, launcher='none'):

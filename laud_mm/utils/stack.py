@@ -110,8 +110,13 @@ def check_stack(need=('mmengine', 'mmcv')):
                          + '\n'.join(f'- {p}' for p in problems))
 
 
-if __name__ == '__main__':
+def require_stack(need=('mmengine', 'mmcv')):
+    """End the program with the problems of the stack and their fixes, if it has any."""
     try:
-        check_stack(need=tuple(REQUIRED))
+        check_stack(need)
     except StackError as error:
-        sys.exit(f'{error}')
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    require_stack(need=tuple(REQUIRED))

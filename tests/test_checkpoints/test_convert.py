@@ -58,7 +58,8 @@ def test_the_tool_converts_and_explains_failures(tmp_path):
 def test_a_prefix_makes_a_classifiers_checkpoint(tmp_path):
     torch.save(released_state_dict('layer')[1], tmp_path / 'src.pth')
     converted = convert_file('laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth', 'backbone.')
-    assert 'head.fc.weight' in converted and 'backbone.layer1.0.masker.spatial.conv.bias' in converted
+    assert 'head.fc.weight' in converted
+    assert 'backbone.layer1.0.masker.spatial.conv.bias' in converted
 
 
 def test_foreign_keys_are_refused_and_nothing_is_written(tmp_path):

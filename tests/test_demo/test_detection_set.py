@@ -10,9 +10,10 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from laud_mm.demo import detection_set
-from laud_mm.demo.detection_set import (CLASSES, COINS, SCENES, SPLITS, DemoSettings,
+from laud_mm.demo.detection_set import (CLASSES, SCENES, SPLITS, DemoSettings,
                                         build_detection_set, compose, describe_mask, digest,
                                         load_photos, make_stamps)
+from laud_mm.demo.stamps import COINS
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'make_demo_data.py'
 TINY = {'num_train': 4, 'num_val': 2, 'seed': 0}

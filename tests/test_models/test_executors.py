@@ -4,7 +4,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laud_mm.models.backbones import LAUDResNet
 from laud_mm.models.backbones.laud_resnet import LAUDBottleneck
 from laud_mm.models.dynamic import force_rate, override_decisions, replay
 from laud_mm.specs import BottleneckShape

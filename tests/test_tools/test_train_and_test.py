@@ -39,8 +39,8 @@ def command(tool, *args):
 
 
 def run(*args, **kwargs):
-    result = subprocess.run(args, capture_output=True, text=True, timeout=400,
-                            env=dict(os.environ, PYTHON=sys.executable), **kwargs)
+    env = dict(os.environ, PYTHON=sys.executable, **kwargs.pop('env', {}))
+    result = subprocess.run(args, capture_output=True, text=True, timeout=400, env=env, **kwargs)
     return result.returncode, result.stdout + result.stderr
 
 
@@ -143,3 +143,13 @@ def test_missing_files_are_named(tmp_path, data_root):
     code, output = run(*command('train.py', CONFIG, '--resume', 'absent.pth'),
                        *options(data_root))
     assert code == 1 and '--resume must be an existing checkpoint, got absent.pth' in output
+
+
+def test_a_wrong_stack_is_named_before_its_imports_fail(tmp_path):
+    package = tmp_path / 'torchvision'
+    package.mkdir()
+    (package / 'version.py').write_text("__version__ = '0.26.0+cpu'\n")
+    (package / '__init__.py').write_text("raise RuntimeError('operator nms does not exist')\n")
+    code, output = run(*command('train.py', CONFIG), env=dict(PYTHONPATH=str(tmp_path)))
+    assert code == 1 and 'Traceback' not in output
+    assert 'torchvision' in output and 'install both from the same index' in output

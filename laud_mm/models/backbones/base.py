@@ -36,7 +36,8 @@ class LAUDBackbone(BaseModule):
 
     def __init__(self, out_indices, num_stages, frozen_stages, norm_eval, execution, init_cfg):
         super().__init__(init_cfg)
-        if not isinstance(out_indices, (list, tuple)) or not out_indices or not all(i in range(num_stages) for i in out_indices):
+        if not (isinstance(out_indices, (list, tuple)) and out_indices
+                and all(i in range(num_stages) for i in out_indices)):
             raise ValueError(f'out_indices must be stage indices from 0 to {num_stages - 1}, '
                              f'got {out_indices!r}')
         if frozen_stages not in range(-1, num_stages + 1):
