@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils import checkpoint
 
 from laud_mm.models.dynamic import (BlockMasker, Decision, FoldCache, FoldedBottleneck,
-                                    FoldedConv, fold_conv_norm, fold_sources, run_masked,
+                                    FoldedConv, fold_conv_norm, run_masked,
                                     run_skipping)
 from laud_mm.registry import MODELS
 from laud_mm.specs import resnet_shapes, resnet_stem_specs
@@ -81,12 +81,12 @@ class LAUDBottleneck(BaseModule):
 
     def folded(self):
         """The block's weights with the norms folded in: a `FoldedBottleneck`."""
-        pairs = [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
+        modules = [self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3]
         if self.downsample is not None:
-            pairs.append(tuple(self.downsample))
-        return self._fold.get(
-            fold_sources(*(m for pair in pairs for m in pair)),
-            lambda dtype: FoldedBottleneck(*(fold_conv_norm(c, n, dtype) for c, n in pairs)))
+            modules += self.downsample
+        return self._fold.get(modules, lambda dtype: FoldedBottleneck(*(
+            fold_conv_norm(conv, norm, dtype)
+            for conv, norm in zip(modules[::2], modules[1::2]))))
 
     def train(self, mode=True):
         """Set training mode; the folded weights are made anew afterwards."""
@@ -176,7 +176,7 @@ class LAUDResNet(LAUDBackbone):
     def run_stem(self, x, folded):
         if folded:
             stem: FoldedConv = self._stem_fold.get(
-                fold_sources(self.conv1, self.bn1),
+                [self.conv1, self.bn1],
                 lambda dtype: fold_conv_norm(self.conv1, self.bn1, dtype))
             x = F.conv2d(x, stem.weight, stem.bias, stride=2, padding=3)
         else:

@@ -36,8 +36,8 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
 
 def global_mean(x):
     """Average over the positions of a map: (N, C, H, W) to (N, C)."""
-    fast = x.device.type == 'cpu' and x.dtype in (torch.float32, torch.float64)
-    if fast and x.is_contiguous(memory_format=torch.channels_last):
+    large = x.device.type == 'cpu' and x.dtype == torch.float32 and x.numel() > 1 << 20
+    if large and x.is_contiguous(memory_format=torch.channels_last):
         # On the CPU a matrix product reads a channels-last map faster than mean() does.
         rows = x.permute(0, 2, 3, 1).flatten(1, 2)
         weights = rows.new_full((1, rows.shape[1]), 1 / rows.shape[1])
@@ -65,9 +65,12 @@ class _TwoLogitMasker(nn.Module):
         raise NotImplementedError
 
     def forward(self, x):
-        # Logits in the masker's own precision: decisions should not hang on autocast's.
-        with torch.autocast(x.device.type, enabled=False):
-            on, off = self.logits(x).float().unbind(1)
+        if torch.is_autocast_enabled(x.device.type):
+            # Logits in the masker's own precision: decisions should not hang on autocast's.
+            with torch.autocast(x.device.type, enabled=False):
+                on, off = self.logits(x).float().unbind(1)
+        else:
+            on, off = self.logits(x).unbind(1)
         if self.training:
             return gumbel_decide(on, off, self.temperature, self.noise)
         return on >= off
@@ -104,12 +107,13 @@ class SpatialMasker(_TwoLogitMasker):
             self.conv.bias.copy_(self.conv.bias.new_tensor([5.0, 0.0]))
 
     def logits(self, x):
+        weight, bias = self.conv.weight, self.conv.bias
         if self.window is None:
-            pooled = global_mean(x)[:, :, None, None]
-        else:
-            # The last window is partial, like the last patch.
-            pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
-        return self.conv(pooled.to(self.conv.weight.dtype))
+            pooled = global_mean(x).to(weight.dtype)
+            return F.linear(pooled, weight.flatten(1), bias)[:, :, None, None]
+        # The last window is partial, like the last patch.
+        pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
+        return F.conv2d(pooled.to(weight.dtype), weight, bias)
 
 
 class ChannelMasker(_TwoLogitMasker):
