@@ -1,4 +1,6 @@
 """A tiny classifier on random images, trained through mmengine's Runner."""
+import uuid
+
 import torch
 from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
@@ -62,7 +64,7 @@ def make_runner(work_dir, hooks=(), images=8, batch_size=2, epochs=1, backbone=N
         else dict(by_epoch=False, max_iters=max_iters),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
         custom_hooks=list(hooks), log_level='ERROR', default_scope='laud_mm',
-        experiment_name=f'toy_{torch.randint(10**9, (1,)).item()}')
+        randomness=dict(seed=0), experiment_name=f'toy_{uuid.uuid4().hex}')
     if val_images:
         settings.update(val_dataloader=DataLoader(ToyImages(val_images), batch_size=1),
                         val_cfg=dict(), val_evaluator=ToyEvaluator())
