@@ -2,7 +2,6 @@
 from dataclasses import dataclass, fields, replace
 from typing import Optional
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -114,13 +113,3 @@ def decision_rates(shape, in_size, decision):
         per_group = channels.unflatten(1, (shape.groups, -1)).mean(2)
         rates['channel_pair'] = (per_group**2).mean(1)
     return Rates(**rates)
-
-
-def all_on(shape, in_size, batch_size, device=None):
-    """The decision that computes everything, with one mask per kind the block skips."""
-    def ones(*size):
-        return torch.ones(batch_size, *size, dtype=torch.bool, device=device)
-    return Decision(
-        layer=ones(1) if shape.layer_skipping else None,
-        patches=ones(*shape.grid_size(in_size)) if shape.spatial_skipping else None,
-        channels=ones(shape.channel_groups) if shape.channel_skipping else None)
