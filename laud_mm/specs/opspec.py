@@ -10,7 +10,7 @@ from typing import Any, Tuple
 
 @dataclass(frozen=True)
 class Rates:
-    """Activation rates of one residual block, each in [0, 1].
+    """Activation rates of one block, each in [0, 1].
 
     Every field is a scalar or has one value per image, shape (N,).
 
@@ -20,12 +20,20 @@ class Rates:
         halo: Share of conv1's output positions that conv2 reads for those patches.
         channel: Share of active channels of the bottleneck width.
         channel_pair: Share of conv2's (input, output) channel pairs with both on.
+        attn: 1 where a transformer block's attention branch runs.
+        mlp: 1 where its MLP branch runs.
+        head: Share of active attention heads.
+        token: Share of active tokens, the class token among them.
     """
     layer: Any = 1.0
     patch: Any = 1.0
     halo: Any = 1.0
     channel: Any = 1.0
     channel_pair: Any = 1.0
+    attn: Any = 1.0
+    mlp: Any = 1.0
+    head: Any = 1.0
+    token: Any = 1.0
 
     @property
     def unit(self):
@@ -39,7 +47,9 @@ class OpSpec:
 
     Attributes:
         name (str): Module path inside the backbone, such as 'layer1.0.conv2'.
-        kind (str): 'conv', 'linear', 'pool' or 'add'.
+        kind (str): 'conv', 'linear' or 'matmul' (of two activations), which
+            multiply; or 'pool', 'add', 'scale', 'norm', 'activation',
+            'softmax', which only move data.
         in_channels (int): Channels read.
         out_channels (int): Channels written.
         in_size (tuple[int, int]): Height and width read, in positions.
@@ -47,8 +57,9 @@ class OpSpec:
         kernel_size (int): Side of the window.
         stride (int): Step of the window.
         dilation (int): Spacing of the window's taps.
-        groups (int): Channel groups of a grouped convolution.
-        scaled_by (tuple[str, ...]): Fields of `Rates` that scale its work.
+        groups (int): Channel groups of a grouped convolution; heads of a matmul.
+        scaled_by (tuple[str, ...]): Fields of `Rates` that scale its work; one
+            that scales it twice stands twice.
         dynamic (bool): True for work that only the dynamic net does (maskers).
     """
     name: str
@@ -66,8 +77,8 @@ class OpSpec:
 
     @property
     def dense_flops(self):
-        """Multiply-adds with everything on; pools and adds count as none."""
-        if self.kind not in ('conv', 'linear'):
+        """Multiply-adds with everything on; operations that only move data count as none."""
+        if self.kind not in ('conv', 'linear', 'matmul'):
             return 0
         return (self.out_size[0] * self.out_size[1] * self.out_channels
                 * (self.in_channels // self.groups) * self.kernel_size**2)
