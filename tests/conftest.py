@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from laud_mm.models.backbones import LAUDResNet
+from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 
 ROOT = Path(__file__).resolve().parents[1]
+TINY_REGNET = dict(widths=(16, 24, 32, 48), depths=(1, 2, 2, 1), group_widths=(8, 4, 16, 8))
+# For tests of what every backbone does.
+ARCHS = pytest.mark.parametrize('arch', [50, TINY_REGNET], ids=['resnet', 'regnet'])
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +32,13 @@ def randomize_norms(model):
 
 @pytest.fixture
 def make_net():
-    """Build a small LAUDResNet in evaluation; keyword arguments as its own."""
-    def make(depth=50, dtype=torch.float32, **kwargs):
-        kwargs = dict(dict(base_channels=8), **kwargs)
-        return randomize_norms(LAUDResNet(depth, **kwargs)).to(dtype).eval()
+    """Build a small backbone in evaluation: a ResNet of some depth, or a RegNet's arch."""
+    def make(arch=50, dtype=torch.float32, **kwargs):
+        if isinstance(arch, int):
+            net = LAUDResNet(arch, **dict(dict(base_channels=8), **kwargs))
+        else:
+            net = LAUDRegNet(arch, **kwargs)
+        return randomize_norms(net).to(dtype).eval()
     return make
 
 

@@ -10,7 +10,7 @@ def main():
     parser.add_argument('src', help='checkpoint to read (weights only; no code in it is run)')
     parser.add_argument('dst', help='checkpoint to write')
     parser.add_argument('--source', required=True, choices=sorted(SOURCES),
-                        help='laudnet: the released LAUDNet ResNets')
+                        help='laudnet: the released LAUDNet ResNets and RegNets')
     parser.add_argument('--prefix', default='',
                         help="put before backbone keys, e.g. 'backbone.' for a whole classifier")
     args = parser.parse_args()

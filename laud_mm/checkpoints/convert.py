@@ -9,28 +9,33 @@ from .safe import CheckpointError, load_state_dict
 
 # The authors' names of a block's maskers, and ours.
 _LAUDNET_MASKERS = (
+    (re.compile(r'\.f\.masker_'), '.masker_'),
     (re.compile(r'\.masker_spatial\.conv\.'), '.masker.spatial.conv.'),
     (re.compile(r'\.masker_channel\.conv\.0\.'), '.masker.channel.fc1.'),
     (re.compile(r'\.masker_channel\.conv\.2\.'), '.masker.channel.fc2.'),
     (re.compile(r'\.masker_channel\.(conv|linear)\.(?=weight|bias)'), '.masker.channel.fc2.'),
 )
-_RESNET_KEY = re.compile(
-    r'(conv1|bn1|fc|layer\d+\.\d+\.(conv[123]|bn[123]|downsample\.[01]))'
+_RESNET_BLOCK, _REGNET_BLOCK = r'layer\d+\.\d+', r'trunk_output\.block\d+\.block\d+-\d+'
+_STATIC_KEY = re.compile(
+    rf'(fc|conv1|bn1|{_RESNET_BLOCK}\.(conv[123]|bn[123]|downsample\.[01])'
+    rf'|stem\.[01]|{_REGNET_BLOCK}\.(proj\.[01]|f\.[abc]\.[01]|f\.se\.fc[12]))'
     r'\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 _MASKER_KEY = re.compile(
-    r'layer\d+\.\d+\.masker\.(spatial\.conv|channel\.fc[12])\.(weight|bias)$')
+    rf'({_RESNET_BLOCK}|{_REGNET_BLOCK})'
+    r'\.masker\.(spatial\.conv|channel\.fc[12])\.(weight|bias)$')
 
 
 def convert_laudnet(state_dict):
-    """Rename the keys of a released LAUDNet ResNet checkpoint to ours.
+    """Rename the keys of a released LAUDNet ResNet or RegNet checkpoint to ours.
 
     Args:
         state_dict (dict[str, Tensor]): Keys as released, with or without a
-            leading 'module.'. Channel maskers among them act before the norm:
-            build the backbone with `mask_before_norm=True`.
+            leading 'module.'. Channel maskers of a ResNet act before the norm:
+            build it with `mask_before_norm=True`. Spatial maskers of a RegNet
+            were trained with `se_pool='dense'`.
 
     Returns:
-        dict[str, Tensor]: Keys of `LAUDResNet`, and the classifier's `fc.*`.
+        dict[str, Tensor]: Keys of `LAUDResNet` or `LAUDRegNet`, and the classifier's `fc.*`.
 
     Raises:
         CheckpointError: If there is a key that neither has a place in ours.
@@ -40,15 +45,16 @@ def convert_laudnet(state_dict):
         new = key.removeprefix('module.')
         for pattern, replacement in _LAUDNET_MASKERS:
             new = pattern.sub(replacement, new)
-        if not (_RESNET_KEY.match(new) or _MASKER_KEY.match(new)):
+        if not (_STATIC_KEY.match(new) or _MASKER_KEY.match(new)):
             unknown.append(key)
         converted[new] = value
     if unknown:
         raise CheckpointError(
-            f'{len(unknown)} of {len(state_dict)} keys are not those of a LAUDNet ResNet, '
-            f'the first being {unknown[:3]}')
-    if 'conv1.weight' not in converted:
-        raise CheckpointError('the checkpoint holds no conv1.weight, so it is no ResNet')
+            f'{len(unknown)} of {len(state_dict)} keys are not those of a LAUDNet ResNet or '
+            f'RegNet, the first being {unknown[:3]}')
+    if not {'conv1.weight', 'stem.0.weight'} & set(converted):
+        raise CheckpointError('the checkpoint holds no conv1.weight and no stem.0.weight, so it is '
+                              'neither a ResNet nor a RegNet')
     return converted
 
 

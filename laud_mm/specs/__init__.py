@@ -2,8 +2,13 @@
 from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape
 from .network import BlockSpec, NetworkSpec
 from .opspec import OpSpec, Rates, dynamic_flops, static_flops
+from .regnet import regnet_shapes, regnet_spec, regnet_stem_specs
 from .resnet import resnet_shapes, resnet_spec, resnet_stem_specs
+from .t2t_vit import (TRANSFORMER_PARADIGMS, TransformerShape, t2t_stem_specs, t2t_vit_shapes,
+                      t2t_vit_spec)
 
 __all__ = ['CHANNEL_MASKERS', 'PARADIGMS', 'BlockSpec', 'BottleneckShape', 'NetworkSpec',
-           'OpSpec', 'Rates', 'dynamic_flops', 'resnet_shapes', 'resnet_spec',
-           'resnet_stem_specs', 'static_flops']
+           'OpSpec', 'Rates', 'TRANSFORMER_PARADIGMS', 'TransformerShape', 'dynamic_flops',
+           'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'resnet_shapes', 'resnet_spec',
+           'resnet_stem_specs', 'static_flops', 't2t_stem_specs', 't2t_vit_shapes',
+           't2t_vit_spec']

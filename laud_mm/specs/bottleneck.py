@@ -1,8 +1,9 @@
 """The geometry of a LAUD bottleneck block, and from it the block's op specs."""
+from collections import Counter
 from dataclasses import dataclass
 from typing import Optional
 
-from .opspec import OpSpec
+from .opspec import OpSpec, Rates
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
 CHANNEL_MASKERS = ('mlp', 'linear', 'conv_linear')
@@ -27,6 +28,7 @@ class BottleneckShape:
         dilation (int): Dilation of conv2.
         stride_in_conv1 (bool): 'caffe' style: the stride sits in conv1.
         groups (int): Groups of conv2.
+        se_channels (int): Hidden channels of the squeeze-and-excitation after conv2; 0: none.
         downsample (bool): Whether the shortcut is a 1x1 convolution.
         paradigm (str | None): One of `PARADIGMS`; None for a static block.
         spatial_granularity (int): S, side of a patch in output positions.
@@ -43,6 +45,7 @@ class BottleneckShape:
     dilation: int = 1
     stride_in_conv1: bool = False
     groups: int = 1
+    se_channels: int = 0
     downsample: bool = False
     paradigm: Optional[str] = None
     spatial_granularity: int = 1
@@ -51,6 +54,9 @@ class BottleneckShape:
     masker_reduction: int = 16
 
     def __post_init__(self):
+        if self.width % self.groups:
+            raise ValueError(f'groups must divide the bottleneck width, got {self.groups} for '
+                             f'width {self.width} ({self.name})')
         if self.channel_skipping and self.width % self.channel_granularity:
             raise ValueError(
                 f'channel_granularity must divide the bottleneck width of every stage, got '
@@ -100,6 +106,38 @@ class BottleneckShape:
         """Height and width of the patch grid: ceil(output / S)."""
         return tuple(ceil_div(n, self.spatial_granularity) for n in self.out_size(in_size))
 
+    def expected_rates(self, rate, in_size=None):
+        """Activation rates to expect when units are on independently with a probability.
+
+        Args:
+            rate (float): Share of units on: of samples, patches or channel groups.
+            in_size (tuple[int, int], optional): Not needed for a bottleneck.
+
+        Returns:
+            Rates: Of one image; borders of the map are not looked at.
+        """
+        rates = {}
+        if self.layer_skipping:
+            rates['layer'] = rate
+        if self.spatial_skipping:
+            rates.update(patch=rate, halo=self._expected_halo(rate))
+        if self.channel_skipping:
+            # The square of a group's share exceeds the squared mean by its variance.
+            units = max(self.width // self.groups // self.channel_granularity, 1)
+            rates.update(channel=rate, channel_pair=rate**2 + rate * (1 - rate) / units)
+        return Rates(**rates)
+
+    def _expected_halo(self, rate):
+        """Share of conv1's positions that some window of an active patch reads."""
+        side, reach = self.spatial_granularity * self.stride2, self.dilation
+        # Along an axis: how many patches read the position at each offset in a patch.
+        # Output o reads the inputs o * stride + (-1, 0, 1) * dilation.
+        readers = [len({(offset + shift) // self.stride2 // self.spatial_granularity
+                        for shift in (-reach, 0, reach)
+                        if (offset + shift) % self.stride2 == 0}) for offset in range(side)]
+        counts = Counter(a * b for a in readers for b in readers)
+        return sum(n * (1 - (1 - rate)**k) for k, n in counts.items()) / side**2
+
     def op_specs(self, in_size):
         """Describe the block's work on one image.
 
@@ -107,7 +145,7 @@ class BottleneckShape:
             in_size (tuple[int, int]): Height and width of the block's input.
 
         Returns:
-            tuple[OpSpec, ...]: Convolutions, shortcut, add and maskers.
+            tuple[OpSpec, ...]: Convolutions, excitation, shortcut, add and maskers.
         """
         mid, out = self.mid_size(in_size), self.out_size(in_size)
 
@@ -120,6 +158,7 @@ class BottleneckShape:
             conv('conv2', self.width, self.width, mid, out, kernel_size=3, stride=self.stride2,
                  dilation=self.dilation, groups=self.groups,
                  scaled_by=('layer', 'patch', 'channel_pair')),
+            *self._excitation_specs(out),
             conv('conv3', self.width, self.out_channels, out, out,
                  scaled_by=('layer', 'patch', 'channel')),
             OpSpec(f'{self.name}.add', 'add', self.out_channels, self.out_channels, out, out,
@@ -129,6 +168,20 @@ class BottleneckShape:
             ops.append(conv('downsample', self.in_channels, self.out_channels, in_size, out,
                             stride=self.stride))
         return (*ops, *self._masker_specs(in_size))
+
+    def _excitation_specs(self, size):
+        if not self.se_channels:
+            return ()
+        one, width, hidden = (1, 1), self.width, self.se_channels
+
+        def op(name, kind, cin, cout, read, written, *scaled_by):
+            return OpSpec(f'{self.name}.se.{name}', kind, cin, cout, read, written,
+                          scaled_by=('layer', *scaled_by, 'channel'))
+
+        return (op('pool', 'pool', width, width, size, one, 'patch'),
+                op('fc1', 'linear', width, hidden, one, one),
+                op('fc2', 'linear', hidden, width, one, one),
+                op('scale', 'scale', width, width, size, size, 'patch'))
 
     def _masker_specs(self, in_size):
         def op(name, kind, cin, cout, read, written):

@@ -23,6 +23,14 @@ class BlockSpec:
         """Describe the block of the given shape at an input size."""
         return cls(shape, tuple(in_size), shape.op_specs(tuple(in_size)))
 
+    @property
+    def name(self):
+        return self.shape.name
+
+    def expected_rates(self, rate):
+        """`Rates` of the block for a share of units on."""
+        return self.shape.expected_rates(rate, self.in_size)
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -31,20 +39,31 @@ class NetworkSpec:
     Attributes:
         stem (tuple[OpSpec, ...]): Work before the first block, always done.
         blocks (tuple[BlockSpec, ...]): The residual blocks in order.
+        tail (tuple[OpSpec, ...]): Work after the last block, always done.
     """
     stem: Tuple[OpSpec, ...]
     blocks: Tuple[BlockSpec, ...]
+    tail: Tuple[OpSpec, ...] = ()
 
     @classmethod
-    def chain(cls, stem, shapes):
-        """Lay blocks one after another; each reads what the one before writes."""
-        size, blocks = stem[-1].out_size, []
+    def chain(cls, stem, shapes, in_size=None, tail=()):
+        """Lay blocks one after another; each reads what the one before writes.
+
+        Args:
+            stem (Sequence[OpSpec]): Work before the first block.
+            shapes (Sequence): Geometry of the blocks.
+            in_size (tuple[int, int], optional): What the first block reads;
+                default: what the stem writes.
+            tail (Sequence[OpSpec]): Work after the last block.
+        """
+        size, blocks = in_size or stem[-1].out_size, []
         for shape in shapes:
             blocks.append(BlockSpec.of(shape, size))
             size = shape.out_size(size)
-        return cls(tuple(stem), tuple(blocks))
+        return cls(tuple(stem), tuple(blocks), tuple(tail))
 
     @property
     def static_flops(self):
         """Multiply-adds per image of the static counterpart."""
-        return static_flops(self.stem) + sum(static_flops(b.ops) for b in self.blocks)
+        return static_flops((*self.stem, *self.tail)) + sum(
+            static_flops(b.ops) for b in self.blocks)

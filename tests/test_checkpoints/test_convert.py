@@ -9,17 +9,25 @@ import torch
 
 from laud_mm.checkpoints import (CheckpointError, allow_runner_types, convert_file,
                                  convert_laudnet, find_resumable, load_state_dict)
-from laud_mm.models.backbones import LAUDResNet
+from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
+
+from ..conftest import ARCHS
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'convert_checkpoint.py'
 
 
-def released_state_dict(paradigm, prefix=''):
+def build(paradigm, arch=50):
+    if arch == 50:
+        return LAUDResNet(arch, base_channels=8, paradigm=paradigm)
+    return LAUDRegNet(arch, paradigm=paradigm)
+
+
+def released_state_dict(paradigm, prefix='', arch=50):
     """A checkpoint with the authors' keys, and the network it belongs to."""
-    net = LAUDResNet(50, base_channels=8, paradigm=paradigm)
-    names = {'.masker.spatial.conv.': '.masker_spatial.conv.',
-             '.masker.channel.fc1.': '.masker_channel.conv.0.',
-             '.masker.channel.fc2.': '.masker_channel.conv.2.'}
+    net, inside = build(paradigm, arch), '' if arch == 50 else '.f'
+    names = {'.masker.spatial.conv.': f'{inside}.masker_spatial.conv.',
+             '.masker.channel.fc1.': f'{inside}.masker_channel.conv.0.',
+             '.masker.channel.fc2.': f'{inside}.masker_channel.conv.2.'}
     released = {}
     for key, value in net.state_dict().items():
         for ours, theirs in names.items():
@@ -33,12 +41,13 @@ def released_state_dict(paradigm, prefix=''):
 @pytest.mark.parametrize('wrapped', [False, True], ids=['plain', 'in_state_dict'])
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 @pytest.mark.parametrize('paradigm', ['layer', 'spatial', 'channel', 'both'])
-def test_released_checkpoints_load_completely(tmp_path, paradigm, prefix, wrapped):
-    net, released = released_state_dict(paradigm, prefix)
+@ARCHS
+def test_released_checkpoints_load_completely(tmp_path, arch, paradigm, prefix, wrapped):
+    net, released = released_state_dict(paradigm, prefix, arch)
     torch.save(dict(state_dict=released, epoch=3) if wrapped else released, tmp_path / 'src.pth')
     convert_file('laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth')
     weights = torch.load(tmp_path / 'dst.pth', weights_only=True)['state_dict']
-    other = LAUDResNet(50, base_channels=8, paradigm=paradigm)
+    other = build(paradigm, arch)
     missing, unexpected = other.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == ([], ['fc.weight', 'fc.bias'])
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in other.state_dict().items())

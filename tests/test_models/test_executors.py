@@ -4,11 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laud_mm.models.backbones.laud_resnet import LAUDBottleneck
+from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck
 from laud_mm.models.dynamic import force_rate, override_decisions, replay
 from laud_mm.specs import BottleneckShape
 
-from ..conftest import randomize_norms
+from ..conftest import ARCHS, TINY_REGNET, randomize_norms
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -37,40 +37,51 @@ def assert_close(actual, expected, tolerance):
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=['float32', 'float64'])
 @pytest.mark.parametrize('size', [(64, 64), (127, 201)], ids=['even', 'odd_hw'])
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-@pytest.mark.parametrize('depth', [50, 101])
-def test_skipping_equals_masked(make_net, depth, paradigm, size, dtype):
-    net = make_net(depth, paradigm=paradigm, dtype=dtype)
+@pytest.mark.parametrize('arch', [50, 101, TINY_REGNET], ids=['resnet50', 'resnet101', 'regnet'])
+def test_skipping_equals_masked(make_net, arch, paradigm, size, dtype):
+    net = make_net(arch, paradigm=paradigm, dtype=dtype)
     x = torch.randn(3, 3, *size, dtype=dtype)
     assert_close(*both_executors(net, x, rate=0.5), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize('rate', [0.0, 1.0], ids=['all_off', 'all_on'])
-@pytest.mark.parametrize('mask_before_norm', [False, True], ids=['after_norm', 'before_norm'])
+@pytest.mark.parametrize('arch, settings', [
+    (50, dict()), (50, dict(mask_before_norm=True)), (TINY_REGNET, dict())],
+    ids=['after_norm', 'before_norm', 'regnet'])
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_skipping_equals_masked_at_the_extremes(make_net, paradigm, mask_before_norm, rate):
-    net = make_net(paradigm=paradigm, mask_before_norm=mask_before_norm, dtype=torch.float64)
+def test_skipping_equals_masked_at_the_extremes(make_net, paradigm, arch, settings, rate):
+    net = make_net(arch, paradigm=paradigm, dtype=torch.float64, **settings)
     x = torch.randn(2, 3, 70, 45, dtype=torch.float64)
     assert_close(*both_executors(net, x, rate), 1e-9)
 
 
 @pytest.mark.parametrize('batch_size', range(1, 6))
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_skipping_equals_masked_for_any_batch(make_net, paradigm, batch_size):
-    net = make_net(paradigm=paradigm, dtype=torch.float64)
+@ARCHS
+def test_skipping_equals_masked_for_any_batch(make_net, arch, paradigm, batch_size):
+    net = make_net(arch, paradigm=paradigm, dtype=torch.float64)
     x = torch.randn(batch_size, 3, 65, 96, dtype=torch.float64)
     assert_close(*both_executors(net, x, 0.6, seed=batch_size), 1e-9)
 
 
-@pytest.mark.parametrize('settings', [
-    dict(style='caffe'), dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+SETTINGS = [
     dict(spatial_granularity=(8, 4, 7, 1)), dict(spatial_granularity=1),
     dict(spatial_granularity=64), dict(channel_granularity=(1, 4, 8, 16)),
-    dict(paradigm=('layer', 'channel', 'spatial', None)), dict(mask_before_norm=True),
-    dict(masker=dict(channel='linear')), dict(masker=dict(channel='conv_linear')),
-    dict(num_stages=2, out_indices=(0, 1)), dict(norm_cfg=dict(type='SyncBN'))], ids=str)
+    dict(paradigm=('layer', 'channel', 'spatial', None))]
+RESNET_SETTINGS = [
+    dict(style='caffe'), dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    dict(mask_before_norm=True), dict(masker=dict(channel='linear')),
+    dict(masker=dict(channel='conv_linear')), dict(num_stages=2, out_indices=(0, 1)),
+    dict(norm_cfg=dict(type='SyncBN'))]
+WITHOUT_SE = dict(TINY_REGNET, se_ratio=0)
+
+
+@pytest.mark.parametrize('arch, settings', [
+    *((50, s) for s in SETTINGS + RESNET_SETTINGS), *((TINY_REGNET, s) for s in SETTINGS),
+    (WITHOUT_SE, {})], ids=str)
 @pytest.mark.parametrize('paradigm', ['spatial', 'both'])
-def test_skipping_equals_masked_for_every_setting(make_net, paradigm, settings):
-    net = make_net(dtype=torch.float64, **dict(dict(paradigm=paradigm), **settings))
+def test_skipping_equals_masked_for_every_setting(make_net, paradigm, arch, settings):
+    net = make_net(arch, dtype=torch.float64, **dict(dict(paradigm=paradigm), **settings))
     x = torch.randn(2, 3, 75, 101, dtype=torch.float64)
     assert_close(*both_executors(net, x, 0.4), 1e-9)
 
@@ -81,13 +92,15 @@ def test_one_block_skipping_equals_masked(data):
     def draw(*values):
         return data.draw(st.sampled_from(values))
 
-    paradigm, stride, groups = draw(*PARADIGMS), draw(1, 2), draw(1, 2, 3, 4)
+    groups, se_channels = draw(1, 1, 2, 3, 12), draw(0, 0, 5)
     shape = BottleneckShape(
-        'block', 0, in_channels=draw(3, 32), width=12, out_channels=32, stride=stride,
-        dilation=draw(1, 2, 3), stride_in_conv1=draw(True, False), downsample=True,
-        paradigm=paradigm, spatial_granularity=data.draw(st.integers(1, 9)),
-        channel_granularity=groups)
-    block = LAUDBottleneck(shape, norm_cfg=dict(type='BN'), mask_before_norm=draw(True, False))
+        'block', 0, in_channels=draw(3, 32), width=12, out_channels=32, stride=draw(1, 2),
+        dilation=draw(1, 2, 3), stride_in_conv1=draw(True, False), groups=groups,
+        se_channels=se_channels, downsample=True, paradigm=draw(*PARADIGMS),
+        spatial_granularity=data.draw(st.integers(1, 9)), channel_granularity=draw(1, 2, 3, 4))
+    block = draw(LAUDBottleneck, LAUDRegNetBottleneck)(
+        shape, norm_cfg=dict(type='BN'),
+        mask_before_norm=groups == 1 and not se_channels and draw(True, False))
     block = randomize_norms(block).double().eval()
     n, h, w = (data.draw(st.integers(1, high)) for high in (4, 24, 24))
     x = torch.randn(n, shape.in_channels, h, w, dtype=torch.float64)
@@ -102,8 +115,9 @@ def test_one_block_skipping_equals_masked(data):
 
 
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_maskers_decide_alike_in_both_executors(make_net, paradigm):
-    net = make_net(paradigm=paradigm, dtype=torch.float64)
+@ARCHS
+def test_maskers_decide_alike_in_both_executors(make_net, arch, paradigm):
+    net = make_net(arch, paradigm=paradigm, dtype=torch.float64)
     for masker in net.maskers():
         for parameter in masker.parameters():
             torch.nn.init.normal_(parameter)
@@ -118,9 +132,13 @@ def test_maskers_decide_alike_in_both_executors(make_net, paradigm):
 
 
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_skipping_computes_nothing_that_is_off(make_net, paradigm, monkeypatch):
+@ARCHS
+def test_skipping_computes_nothing_that_is_off(make_net, arch, paradigm):
     """Multiply-adds of the convolutions that really ran follow the recorded FLOPs."""
-    net = make_net(paradigm=paradigm, spatial_granularity=(8, 4, 4, 2))
+    # A grouped convolution skips whole groups only.
+    channel_granularity = 2 if arch == 50 else arch['group_widths']
+    net = make_net(arch, paradigm=paradigm, spatial_granularity=(8, 4, 4, 2),
+                   channel_granularity=channel_granularity)
     x = torch.randn(2, 3, 128, 128)
 
     def ran_flops(run):
@@ -137,12 +155,13 @@ def test_skipping_computes_nothing_that_is_off(make_net, paradigm, monkeypatch):
     recorded = net.record.cost()
     assert static == pytest.approx(2 * recorded.static_flops, rel=0.01)
     assert ran == pytest.approx(recorded.flops.sum().item(), rel=0.05)
-    assert ran < 0.6 * static
+    assert ran < 0.7 * static  # a small net's stem weighs much
 
 
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_gradients_through_skipping_equal_those_through_masked(make_net, paradigm):
-    net = make_net(paradigm=paradigm, dtype=torch.float64)
+@ARCHS
+def test_gradients_through_skipping_equal_those_through_masked(make_net, arch, paradigm):
+    net = make_net(arch, paradigm=paradigm, dtype=torch.float64)
     x, gradients, decisions = torch.randn(2, 3, 33, 40, dtype=torch.float64), [], None
     for net.execution in ('skipping', 'masked'):
         net.zero_grad()
@@ -150,15 +169,18 @@ def test_gradients_through_skipping_equal_those_through_masked(make_net, paradig
         with force_rate(net, 0.5) if decisions is None else replay(net, decisions):
             sum((y**2).sum() for y in net(image)).backward()
         decisions = net.record.detach().decisions
-        gradients.append([image.grad, net.conv1.weight.grad, net.layer2[1].conv2.weight.grad,
-                          net.layer3[0].bn3.bias.grad])
+        # Weights that nothing used get no gradient from one executor, zeros from the other.
+        gradients.append([image.grad, *(
+            torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in net.named_parameters() if '.masker.' not in name)])
     assert_close(*gradients, 1e-9)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bf16', 'fp16'])
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_autocast_skipping_is_close_to_float32(make_net, paradigm, dtype):
-    net = make_net(paradigm=paradigm, execution='skipping')
+@ARCHS
+def test_autocast_skipping_is_close_to_float32(make_net, arch, paradigm, dtype):
+    net = make_net(arch, paradigm=paradigm, execution='skipping')
     x = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), force_rate(net, 0.5):
         full = net(x)
@@ -168,8 +190,9 @@ def test_autocast_skipping_is_close_to_float32(make_net, paradigm, dtype):
     assert_close([y.float() for y in half], full, 0.1)
 
 
-def test_memory_format_and_layout_of_the_input_do_not_matter(make_net):
-    net, x = make_net(paradigm='both'), torch.randn(2, 3, 60, 84)
+@ARCHS
+def test_memory_format_and_layout_of_the_input_do_not_matter(make_net, arch):
+    net, x = make_net(arch, paradigm='both'), torch.randn(2, 3, 60, 84)
     with torch.no_grad(), force_rate(net, 0.5):
         plain, last = net(x), net(x.contiguous(memory_format=torch.channels_last))
         strided = net(torch.randn(2, 3, 60, 168).copy_(x.repeat_interleave(2, 3))[..., ::2])
@@ -177,8 +200,9 @@ def test_memory_format_and_layout_of_the_input_do_not_matter(make_net):
     assert_close(plain, strided, 1e-6)
 
 
-def test_skipping_leaves_inputs_and_returned_maps_alone(make_net):
-    net, x = make_net(paradigm='layer'), torch.rand(2, 3, 64, 64)
+@ARCHS
+def test_skipping_leaves_inputs_and_returned_maps_alone(make_net, arch):
+    net, x = make_net(arch, paradigm='layer'), torch.rand(2, 3, 64, 64)
     before = x.clone()
     with torch.no_grad(), force_rate(net, 0.5):
         first = net(x)
@@ -190,8 +214,9 @@ def test_skipping_leaves_inputs_and_returned_maps_alone(make_net):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 @pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_skipping_equals_masked_on_cuda(make_net, paradigm):
-    net = make_net(paradigm=paradigm, dtype=torch.float64).cuda()
+@ARCHS
+def test_skipping_equals_masked_on_cuda(make_net, arch, paradigm):
+    net = make_net(arch, paradigm=paradigm, dtype=torch.float64).cuda()
     x = torch.randn(3, 3, 127, 201, dtype=torch.float64, device='cuda')
     assert_close(*both_executors(net, x, 0.5), 1e-9)
 

@@ -82,11 +82,11 @@ def test_builds_by_scoped_type_without_custom_imports():
 
 
 def test_auto_is_masked_in_training_and_skipping_in_evaluation(make_net, monkeypatch):
-    from laud_mm.models.backbones import laud_resnet
+    from laud_mm.models.backbones import bottleneck
     ran = []
     for name in ('run_masked', 'run_skipping'):
-        run = getattr(laud_resnet, name)
-        monkeypatch.setattr(laud_resnet, name,
+        run = getattr(bottleneck, name)
+        monkeypatch.setattr(bottleneck, name,
                             lambda *a, _n=name, _r=run: ran.append(_n) or _r(*a))
     net, x = make_net(frozen_stages=1), torch.rand(2, 3, 64, 64)
     for mode, expected in ((True, 'run_masked'), (False, 'run_skipping')):

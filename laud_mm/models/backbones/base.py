@@ -14,9 +14,8 @@ EXECUTIONS = ('auto', 'masked', 'skipping')
 class LAUDBackbone(BaseModule):
     """Base of the LAUD backbones.
 
-    A subclass builds its stem and `num_stages` stages named in
-    `self.stage_names`, calls `self._freeze()` last, and implements
-    `run_stem`, `stem_specs`, `stem_modules` and `blocks`.
+    A subclass builds its stem and `num_stages` stages, calls `self._freeze()`
+    last, and implements `run_stem`, `stem_specs`, `stem_modules` and `stages`.
 
     Args:
         out_indices (Sequence[int]): Stages whose outputs are returned.
@@ -48,7 +47,6 @@ class LAUDBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.execution = check_choice('execution', execution, EXECUTIONS)
-        self.stage_names = [f'layer{i + 1}' for i in range(num_stages)]
         self.record = None
         self.override = None
         self.freeze_maskers = None
@@ -67,8 +65,8 @@ class LAUDBackbone(BaseModule):
         raise NotImplementedError
 
     def stages(self):
-        """The stages, each an iterable of blocks."""
-        return [getattr(self, name) for name in self.stage_names]
+        """The stages in order: a list of modules, each an iterable of blocks."""
+        raise NotImplementedError
 
     def blocks(self):
         """All blocks in order."""

@@ -3,8 +3,9 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from .excitation import Excitation
 
 
 @dataclass(frozen=True)
@@ -26,51 +27,27 @@ class FoldedBottleneck:
     Attributes:
         conv1, conv2, conv3 (FoldedConv): The residual branch.
         shortcut (FoldedConv | None): The downsample convolution.
+        excitation (Excitation | None): Squeeze-and-excitation between conv2 and conv3.
+        groups (int): Groups of conv2.
         ones_channel (bool): conv2 reads one more channel than conv1 writes, all ones.
+        spread (Tensor | None): For each input channel of conv2, the output channel of
+            conv1 that it is; None: they are the same.
+        kept (Tensor | None): Output channels of conv2 that are read on; None: all.
     """
     conv1: FoldedConv
     conv2: FoldedConv
     conv3: FoldedConv
     shortcut: Optional[FoldedConv] = None
+    excitation: Optional[Excitation] = None
+    groups: int = 1
     ones_channel: bool = False
+    spread: Optional[Tensor] = None
+    kept: Optional[Tensor] = None
 
     @property
     def width(self):
-        """Channels of conv1's output."""
-        return self.conv1.weight.shape[0]
-
-
-def slice_channels(folded, on, leaky=False):
-    """Keep the active channels of the bottleneck width.
-
-    With masks before the norm, an inactive channel is not zero but the
-    constant relu(norm(0)), which is relu of its folded bias. What it adds to
-    conv2 is a convolution of a map of ones (so borders come out right), and
-    to conv3 a bias.
-
-    Args:
-        folded (FoldedBottleneck): The whole block; conv2 without groups.
-        on (Tensor): (width,) bool, the active channels.
-        leaky (bool): Whether masks act before the norm.
-
-    Returns:
-        FoldedBottleneck: The residual branch on the active channels.
-    """
-    active, (conv1, conv2, conv3) = on.nonzero()[:, 0], (folded.conv1, folded.conv2, folded.conv3)
-    weight2 = conv2.weight.index_select(0, active)
-    sliced2, bias3 = weight2.index_select(1, active), conv3.bias
-    if leaky:
-        inactive = (~on).nonzero()[:, 0]
-        leak1, leak2 = (F.relu(c.bias.index_select(0, inactive)) for c in (conv1, conv2))
-        taps = weight2.index_select(1, inactive) * leak1[:, None, None]
-        sliced2 = torch.cat([sliced2, taps.sum(1, keepdim=True)], 1)
-        bias3 = bias3 + conv3.weight.index_select(1, inactive)[:, :, 0, 0] @ leak2
-    return FoldedBottleneck(
-        FoldedConv(conv1.weight.index_select(0, active), conv1.bias.index_select(0, active)),
-        FoldedConv(sliced2.contiguous(memory_format=torch.channels_last),
-                   conv2.bias.index_select(0, active)),
-        FoldedConv(conv3.weight.index_select(1, active), bias3),
-        ones_channel=leaky)
+        """Channels that conv3 reads: the active ones of the bottleneck width."""
+        return self.conv3.weight.shape[1]
 
 
 def fold_conv_norm(conv, norm, dtype=None):

@@ -8,7 +8,7 @@ def run_masked(block, x, decision):
     """Run a bottleneck block densely and multiply by the decision's masks.
 
     Args:
-        block (LAUDBottleneck): Its modules are used as they are (norms not folded).
+        block (DynamicBottleneck): Its modules are used as they are (norms not folded).
         x (Tensor): (N, C, H, W), the block's input.
         decision (Decision): What counts as computed.
 
@@ -16,6 +16,11 @@ def run_masked(block, x, decision):
         Tensor: (N, C', H', W'), the block's output.
     """
     shape = block.shape
+    (conv1, norm1), (conv2, norm2), (conv3, norm3) = block.layers()
+    shortcut, excitation, positions = block.shortcut(), block.excitation(), None
+    if decision.patches is not None:
+        positions = expand_patches(decision.patches, shape.out_size(x.shape[-2:]),
+                                   shape.spatial_granularity)
 
     def norm_relu(y, norm):
         if decision.channels is None:
@@ -26,13 +31,14 @@ def run_masked(block, x, decision):
             return F.relu(norm(y * mask))
         return F.relu(norm(y)) * mask
 
-    y = norm_relu(block.conv1(x), block.bn1)
-    y = norm_relu(block.conv2(y), block.bn2)
-    y = block.bn3(block.conv3(y))
-    if decision.patches is not None:
-        positions = expand_patches(decision.patches, y.shape[-2:], shape.spatial_granularity)
+    y = norm_relu(conv1(x), norm1)
+    y = norm_relu(conv2(y), norm2)
+    if excitation is not None:
+        y = excitation(y, positions if block.se_pool == 'computed' else None)
+    y = norm3(conv3(y))
+    if positions is not None:
         y = y * positions.to(y.dtype)[:, None]
     if decision.layer is not None:
         y = y * decision.layer.to(y.dtype)[:, :, None, None]
-    identity = x if block.downsample is None else block.downsample(x)
+    identity = x if shortcut is None else shortcut(x)
     return F.relu(identity + y)

@@ -9,22 +9,29 @@ import torch.nn.functional as F
 from laud_mm import ops
 
 from .decision import expand_patches, halo
-from .folding import slice_channels
+from .maskers import global_mean
+from .slicing import slice_channels
 
 
 def run_skipping(block, x, decision):
     """Run a bottleneck block on the active units only.
 
     Args:
-        block (LAUDBottleneck): The block, in evaluation.
+        block (DynamicBottleneck): The block, in evaluation.
         x (Tensor): (N, C, H, W), the block's input. It becomes the output, in
             place, where the block allows it and no gradients are recorded.
         decision (Decision): What to compute.
 
     Returns:
         Tensor: (N, C', H', W'), channels-last, the block's output.
+
+    Raises:
+        RuntimeError: If the block cannot skip what the decision says, exactly.
     """
     shape, folded = block.shape, block.folded()
+    if block.se_pool == 'dense' and decision.patches is not None:
+        raise RuntimeError("se_pool='dense' reads positions that spatial skipping does not "
+                           "compute: use execution='masked'")
     x = x.contiguous(memory_format=torch.channels_last)
     identity = x
     if folded.shortcut is not None:
@@ -92,9 +99,16 @@ def _run_patches(x, identity, out, samples, weights, patches, shape):
     if len(active) == 0:
         return out
     positions, inside = ops.patch_positions(active, identity.shape[-2:], shape.spatial_granularity)
-    rows = _patch_residual(x, weights, patches, active, shape)
-    if inside is not None:
-        rows = rows.index_select(0, inside)
+    if weights.width == 0:
+        rows = weights.conv3.bias.expand(len(positions), -1)
+    else:
+        rows = _patch_features(x, weights, patches, active, shape)
+        if inside is not None:
+            rows = rows.index_select(0, inside)
+        if weights.excitation is not None:
+            area = identity.shape[-2] * identity.shape[-1]
+            rows = _excite_rows(rows, weights.excitation, positions // area)
+        rows = _linear(rows, weights.conv3)
     return ops.scatter_add_relu(out, identity, positions, rows)
 
 
@@ -104,30 +118,63 @@ def _dense_residual(x, weights, shape):
         n, (h, w) = len(x), shape.out_size(x.shape[-2:])
         return weights.conv3.bias.expand(n, h, w, -1).permute(0, 3, 1, 2).clone()
     y = F.relu_(_conv(x, weights.conv1, shape.stride1))
-    if weights.ones_channel:
-        y = torch.cat([y, y.new_ones(len(y), 1, *y.shape[-2:])], 1)
-    y = F.relu_(_conv(y, weights.conv2, shape.stride2, shape.dilation, shape.groups))
+    y = _conv(_spread(y, weights), weights.conv2, shape.stride2, shape.dilation, weights.groups)
+    y = F.relu_(_keep(y, weights))
+    if weights.excitation is not None:
+        y = _scale(y, weights.excitation.scales(global_mean(y))[:, :, None, None])
     return _conv(y, weights.conv3)
 
 
-def _patch_residual(x, weights, patches, active, shape):
-    """The residual branch on patches: rows (P*S*S, C') in the order of `active`."""
+def _patch_features(x, weights, patches, active, shape):
+    """conv1 and conv2 on patches: rows (P*S*S, width) in the order of `active`."""
     s, mid_size = shape.spatial_granularity, shape.mid_size(x.shape[-2:])
-    if weights.width == 0:
-        return weights.conv3.bias.expand(len(active) * s * s, -1)
     computed = expand_patches(patches.float(), shape.out_size(x.shape[-2:]), s)
     needed = halo(computed, mid_size, shape.stride2, shape.dilation)
     positions = needed.flatten().nonzero()[:, 0]
     rows = ops.gather_positions(x, positions, shape.stride1)
-    rows = F.relu_(F.linear(rows, weights.conv1.weight.flatten(1), weights.conv1.bias))
-    if weights.ones_channel:
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+    rows = _spread(F.relu_(_linear(rows, weights.conv1)), weights)
     windows = ops.gather_windows(rows, positions, active, (len(x), *mid_size), s,
                                  patches.shape[-2:], shape.stride2, shape.dilation)
-    y = F.relu_(F.conv2d(windows, weights.conv2.weight, weights.conv2.bias, shape.stride2, 0,
-                         shape.dilation, shape.groups))
-    y = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
-    return F.linear(y, weights.conv3.weight.flatten(1), weights.conv3.bias)
+    y = F.conv2d(windows, weights.conv2.weight, weights.conv2.bias, shape.stride2, 0,
+                 shape.dilation, weights.groups)
+    rows = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
+    return F.relu_(_keep(rows, weights))
+
+
+def _excite_rows(rows, excitation, samples):
+    """Scale rows (R, C) by the means over their sample's rows; `samples` (R,) are sorted."""
+    _, which, count = samples.unique_consecutive(return_inverse=True, return_counts=True)
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    sums = torch.zeros(len(count), rows.shape[1], dtype=wide, device=rows.device)
+    means = sums.index_add(0, which, rows.to(wide)) / count[:, None]
+    return _scale(rows, excitation.scales(means).index_select(0, which))
+
+
+def _spread(y, weights):
+    """Lay out what conv1 wrote, rows (R, C) or a map (N, C, H, W), as conv2 reads it."""
+    if weights.ones_channel:
+        return torch.cat([y, y.new_ones(len(y), 1, *y.shape[2:])], 1)
+    return y if weights.spread is None else _pick(y, weights.spread)
+
+
+def _keep(y, weights):
+    """Keep what conv3 reads of what conv2 wrote, rows or a map."""
+    return y if weights.kept is None else _pick(y, weights.kept)
+
+
+def _pick(y, channels):
+    # Channels last, so that the result is too.
+    return y.movedim(1, -1).index_select(-1, channels).movedim(-1, 1)
+
+
+def _scale(y, scales):
+    scales = scales.to(y.dtype)
+    return y * scales if torch.is_grad_enabled() else y.mul_(scales)
+
+
+def _linear(rows, folded):
+    """A 1x1 convolution on rows (R, C)."""
+    return F.linear(rows, folded.weight.flatten(1), folded.bias)
 
 
 def _conv(x, folded, stride=1, dilation=1, groups=1):

@@ -1,0 +1,191 @@
+"""What LAUD backbones of bottleneck blocks share: the block, the stem, the initialisation."""
+import torch.nn.functional as F
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmengine.model import BaseModule, constant_init
+from torch import nn
+from torch.utils import checkpoint
+
+from laud_mm.models.dynamic import (BlockMasker, Decision, FoldCache, FoldedBottleneck,
+                                    SqueezeExcitation, fold_conv_norm, run_masked,
+                                    run_skipping)
+
+from .base import LAUDBackbone
+
+
+class DynamicBottleneck(BaseModule):
+    """A bottleneck block that computes what its masker decides.
+
+    A subclass gives the modules their names, in `name_modules`, and hands them
+    to the executors, in `layers`, `shortcut` and `excitation`.
+
+    Args:
+        shape (BottleneckShape): Geometry and paradigm.
+        conv_cfg (dict, optional): Config of the convolutions.
+        norm_cfg (dict): Config of the batch norms.
+        with_cp (bool): Recompute activations in the backward pass.
+        mask_before_norm (bool): Channel masks act before the norms.
+        noise (bool): Whether the masker samples in training.
+        se_pool (str): Positions that squeeze-and-excitation takes its means
+            over: 'computed', or 'dense' for all, in the masked executor only.
+
+    Attributes:
+        owns_input (bool): Whether nobody else reads the block's input, so that
+            the output may overwrite it (every block of a stage but the first).
+
+    Raises:
+        ValueError: For `mask_before_norm` with groups or excitation.
+    """
+
+    def __init__(self, shape, conv_cfg=None, norm_cfg=None, with_cp=False,
+                 mask_before_norm=False, noise=True, se_pool='computed', init_cfg=None):
+        super().__init__(init_cfg)
+        if mask_before_norm and (shape.groups > 1 or shape.se_channels):
+            raise ValueError('mask_before_norm must be False for blocks with grouped convolutions '
+                             f'or squeeze-and-excitation, got True for {shape.name}')
+        self.shape, self.with_cp, self.mask_before_norm = shape, with_cp, mask_before_norm
+        self.se_pool = se_pool
+        self.owns_input = False
+
+        def layer(cin, cout, kernel, **kwargs):
+            return (build_conv_layer(conv_cfg, cin, cout, kernel, bias=False, **kwargs),
+                    build_norm_layer(norm_cfg, cout)[1])
+
+        layers = (
+            layer(shape.in_channels, shape.width, 1, stride=shape.stride1),
+            layer(shape.width, shape.width, 3, stride=shape.stride2, padding=shape.dilation,
+                  dilation=shape.dilation, groups=shape.groups),
+            layer(shape.width, shape.out_channels, 1))
+        shortcut = nn.Sequential(*layer(
+            shape.in_channels, shape.out_channels, 1,
+            stride=shape.stride)) if shape.downsample else None
+        self.name_modules(layers, shortcut, SqueezeExcitation(shape.width, shape.se_channels)
+                          if shape.se_channels else None)
+        self.masker = BlockMasker(shape, noise) if shape.paradigm else None
+        self._fold = FoldCache()
+
+    def name_modules(self, layers, shortcut, excitation):
+        """Register the modules that `layers`, `shortcut` and `excitation` return."""
+        raise NotImplementedError
+
+    def layers(self):
+        """The residual branch: three pairs of a convolution and its norm."""
+        raise NotImplementedError
+
+    def shortcut(self):
+        """The shortcut's convolution and norm, an `nn.Sequential`, or None."""
+        raise NotImplementedError
+
+    def excitation(self):
+        """The `SqueezeExcitation` between the second norm and the third convolution, or None."""
+        raise NotImplementedError
+
+    def forward(self, x, masked, as_static=False, override=None):
+        """Decide, then compute.
+
+        Args:
+            x (Tensor): (N, C, H, W).
+            masked (bool): Use the masked executor, else the skipping one.
+            as_static (bool): Ignore the masker and compute everything.
+            override (Callable, optional): Changes the decision.
+
+        Returns:
+            tuple[Tensor, Decision]: The (N, C', H', W') output and what was decided.
+        """
+        if self.with_cp and self.training and x.requires_grad:
+            return checkpoint.checkpoint(self._forward, x, masked, as_static, override,
+                                         use_reentrant=False)
+        return self._forward(x, masked, as_static, override)
+
+    def _forward(self, x, masked, as_static, override):
+        decision = Decision() if as_static or self.masker is None else self.masker(x)
+        if override is not None and not decision.is_static:
+            decision = override(self.shape.name, decision)
+        run = run_masked if masked else run_skipping
+        return run(self, x, decision), decision
+
+    def folded(self):
+        """The block's weights with the norms folded in: a `FoldedBottleneck`."""
+        convs = [module for layer in self.layers() for module in layer]
+        convs += self.shortcut() or ()
+        excitation = self.excitation()
+        modules = convs if excitation is None else [*convs, excitation.fc1, excitation.fc2]
+        return self._fold.get(modules, lambda dtype: FoldedBottleneck(
+            *(fold_conv_norm(conv, norm, dtype) for conv, norm in zip(convs[::2], convs[1::2])),
+            groups=self.shape.groups, excitation=excitation and excitation.excitation(dtype)))
+
+    def train(self, mode=True):
+        """Set training mode; the folded weights are made anew afterwards."""
+        self._fold.clear()
+        return super().train(mode)
+
+
+class BottleneckBackbone(LAUDBackbone):
+    """A convolutional stem and stages of `DynamicBottleneck`s.
+
+    A subclass builds the stem and the stages, the latter from `make_blocks`;
+    `stem_modules` returns the stem's convolution and norm.
+
+    Args:
+        out_indices (Sequence[int]): Stages whose outputs are returned.
+        num_stages (int): Stages built.
+        frozen_stages (int): Stem (0) and stages up to this one are frozen; -1: none.
+        norm_eval (bool): Keep batch norm statistics fixed in training.
+        execution (str): See `LAUDBackbone`.
+        zero_init_residual (bool): Start the last norm of each block at zero.
+        init_cfg (dict | list[dict], optional): mmengine initialisation.
+    """
+
+    def __init__(self, out_indices, num_stages, frozen_stages, norm_eval, execution,
+                 zero_init_residual, init_cfg):
+        super().__init__(out_indices, num_stages, frozen_stages, norm_eval, execution,
+                         init_cfg or [dict(type='Kaiming', layer='Conv2d'),
+                                      dict(type='Constant', val=1, layer='_BatchNorm')])
+        self.zero_init_residual = zero_init_residual and init_cfg is None
+        self._stem_fold = FoldCache()
+
+    def run_stem(self, x, folded):
+        conv, norm = self.stem_modules()
+        if folded:
+            stem = self._stem_fold.get([conv, norm],
+                                       lambda dtype: fold_conv_norm(conv, norm, dtype))
+            x = F.conv2d(x, stem.weight, stem.bias, conv.stride, conv.padding)
+        else:
+            x = norm(conv(x))
+        return F.relu_(x)
+
+    def init_weights(self):
+        if self.is_init:
+            return
+        super().init_weights()
+        if self.zero_init_residual:
+            for block in self.blocks():
+                constant_init(block.layers()[-1][1], 0)
+
+    def train(self, mode=True):
+        self._stem_fold.clear()
+        return super().train(mode)
+
+
+def make_blocks(block_type, shapes, *args, **kwargs):
+    """Build the blocks of one stage: `block_type(shape, *args, **kwargs)` of each shape."""
+    blocks = [block_type(shape, *args, **kwargs) for shape in shapes]
+    for block in blocks[1:]:
+        block.owns_input = True
+    return blocks
+
+
+def masker_settings(masker):
+    """Complete the `masker` argument of a backbone.
+
+    Raises:
+        ValueError: For an unknown key or a bad reduction.
+    """
+    settings = dict(channel='mlp', reduction=16, noise=True)
+    unknown = set(masker or {}) - set(settings)
+    if unknown:
+        raise ValueError(f'masker must have keys among {", ".join(settings)}, '
+                         f'got {", ".join(sorted(unknown))}')
+    settings.update(masker or {})
+    if not isinstance(settings['reduction'], int) or settings['reduction'] < 1:
+        raise ValueError(f'masker.reduction must be a positive int, got {settings["reduction"]!r}')
+    return settings

@@ -1,0 +1,64 @@
+"""Squeeze-and-excitation: scale a map's channels by what their means say."""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .maskers import global_mean
+
+
+@dataclass(frozen=True)
+class Excitation:
+    """The two linear layers between the channels' means and their scales.
+
+    Attributes:
+        weight1, bias1 (Tensor): (hidden, C) and (hidden,).
+        weight2, bias2 (Tensor): (C, hidden) and (C,).
+    """
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+
+    def scales(self, means):
+        """Turn means (N, C) into scales (N, C) between 0 and 1."""
+        hidden = F.relu(F.linear(means.to(self.weight1.dtype), self.weight1, self.bias1))
+        return torch.sigmoid(F.linear(hidden, self.weight2, self.bias2))
+
+    def select(self, channels):
+        """What is left of it when all channels but these (A,) are zero."""
+        return Excitation(self.weight1.index_select(1, channels), self.bias1,
+                          self.weight2.index_select(0, channels),
+                          self.bias2.index_select(0, channels))
+
+
+class SqueezeExcitation(nn.Module):
+    """Scale the channels of a map by their means over the positions that are computed.
+
+    Args:
+        channels (int): Channels of the map.
+        hidden (int): Hidden channels.
+    """
+
+    def __init__(self, channels, hidden):
+        super().__init__()
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+
+    def excitation(self, dtype=None):
+        """The weights as an `Excitation`, in another type where one is given."""
+        dtype = dtype or self.fc1.weight.dtype
+        return Excitation(*(tensor.to(dtype) for fc in (self.fc1, self.fc2)
+                            for tensor in (fc.weight.flatten(1), fc.bias)))
+
+    def forward(self, y, positions=None):
+        """Scale y (N, C, H, W); means are over `positions` (N, H, W), 1 where computed."""
+        if positions is None:
+            means = global_mean(y)
+        else:
+            positions = positions.to(y.dtype)[:, None]
+            # Where nothing is computed the means are 0, not 0/0.
+            share = global_mean(positions).clamp(min=0.5 / positions[0].numel())
+            means = global_mean(y * positions) / share
+        return y * self.excitation().scales(means).to(y.dtype)[:, :, None, None]

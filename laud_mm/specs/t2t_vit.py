@@ -1,0 +1,172 @@
+"""T2T-ViT as a table: its transformer blocks and the op specs of the whole net."""
+from dataclasses import dataclass
+from typing import Tuple
+
+from .arguments import check_choice
+from .bottleneck import ceil_div
+from .network import NetworkSpec
+from .opspec import OpSpec, Rates
+
+T2T_VIT_ARCHS = {
+    't2t_vit_14': dict(embed_dims=384, num_layers=14, num_heads=6, feedforward_channels=1152),
+    't2t_vit_19': dict(embed_dims=448, num_layers=19, num_heads=7, feedforward_channels=1344),
+    't2t_vit_24': dict(embed_dims=512, num_layers=24, num_heads=8, feedforward_channels=1536),
+}
+TRANSFORMER_PARADIGMS = ('token', 'head', 'layer')
+
+
+def transformer_paradigms(paradigm):
+    """Normalise a transformer's paradigm: None, one of `TRANSFORMER_PARADIGMS` or several."""
+    several = (paradigm,) if isinstance(paradigm, str) else tuple(paradigm or ())
+    for one in several:
+        check_choice('paradigm', one, TRANSFORMER_PARADIGMS)
+    return several
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """Everything about a transformer block that is known before its weights.
+
+    Attributes:
+        name (str): Module path inside the backbone, such as 'encoder.0'.
+        stage (int): Always 0: a T2T-ViT has one stage.
+        embed_dims (int): Channels of a token.
+        num_heads (int): Attention heads.
+        feedforward_channels (int): Hidden channels of the MLP.
+        paradigms (tuple[str, ...]): What is skipped, of `TRANSFORMER_PARADIGMS`.
+    """
+    name: str
+    stage: int
+    embed_dims: int
+    num_heads: int
+    feedforward_channels: int
+    paradigms: Tuple[str, ...] = ()
+
+    @property
+    def paradigm(self):
+        """What is skipped, as one word; None for a static block."""
+        return '+'.join(self.paradigms) or None
+
+    def out_size(self, in_size):
+        """Tokens written: those read."""
+        return in_size
+
+    def expected_rates(self, rate, in_size=(197, 1)):
+        """Activation rates for a share of units on; the class token always stays.
+
+        Args:
+            rate (float): Share of heads, of the two branches, or of patch tokens on.
+            in_size (tuple[int, int]): (tokens, 1), the class token among them.
+        """
+        rates, tokens = {}, in_size[0]
+        if 'token' in self.paradigms:
+            rates['token'] = (1 + rate * (tokens - 1)) / tokens
+        if 'head' in self.paradigms:
+            rates['head'] = rate
+        if 'layer' in self.paradigms:
+            rates.update(attn=rate, mlp=rate)
+        return Rates(**rates)
+
+    def op_specs(self, in_size):
+        """Describe the block's work on one image of `in_size` = (tokens, 1)."""
+        tokens, _ = in_size
+        dims, hidden, heads = self.embed_dims, self.feedforward_channels, self.num_heads
+
+        def op(name, kind, cin, cout, scaled_by, size=in_size, **kwargs):
+            return OpSpec(f'{self.name}.{name}', kind, cin, cout, size, size,
+                          scaled_by=scaled_by, **kwargs)
+
+        on, attn, mlp = ('attn', 'token'), ('attn', 'head', 'token'), ('mlp', 'token')
+        pairs = (*attn, 'token')
+        # Tokens are decided from norm1, so it always runs on all of them.
+        reads_norm1 = 'token' in self.paradigms
+        ops = [
+            op('norm1', 'norm', dims, dims, () if reads_norm1 else ('attn',)),
+            op('attn.qkv', 'linear', dims, 3 * dims, attn),
+            op('attn.scores', 'matmul', dims, heads * tokens, pairs, groups=heads),
+            op('attn.softmax', 'softmax', heads * tokens, heads * tokens, pairs),
+            op('attn.mix', 'matmul', heads * tokens, dims, pairs, groups=heads),
+            op('attn.proj', 'linear', dims, dims, attn),
+            op('attn.add', 'add', dims, dims, on),
+            op('norm2', 'norm', dims, dims, mlp),
+            op('mlp.fc1', 'linear', dims, hidden, (*mlp, 'head')),
+            op('mlp.activation', 'activation', hidden, hidden, mlp),
+            op('mlp.fc2', 'linear', hidden, dims, mlp),
+            op('mlp.add', 'add', dims, dims, mlp),
+        ]
+        deciders = dict(token=(in_size, 1), head=((1, 1), heads), layer=((1, 1), 2))
+        for paradigm in self.paradigms:
+            size, units = deciders[paradigm]
+            ops.append(op(f'{paradigm}_masker', 'linear', dims, units, (), size, dynamic=True))
+        return tuple(ops)
+
+
+def t2t_vit_shapes(arch, paradigm=None):
+    """List the transformer blocks of a LAUD-T2T-ViT.
+
+    The first block decides on tokens only (AdaViT).
+
+    Args:
+        arch (str | dict): A key of `T2T_VIT_ARCHS`, or a dict of the same form.
+        paradigm (str | Sequence[str] | None): 'token', 'head', 'layer', several or none.
+    """
+    if not isinstance(arch, dict):
+        check_choice('arch', arch, tuple(T2T_VIT_ARCHS))
+        arch = T2T_VIT_ARCHS[arch]
+    paradigms = transformer_paradigms(paradigm)
+    first = tuple(p for p in paradigms if p == 'token')
+    return tuple(
+        TransformerShape(f'encoder.{i}', 0, arch['embed_dims'], arch['num_heads'],
+                         arch['feedforward_channels'], paradigms if i else first)
+        for i in range(arch['num_layers']))
+
+
+def _performer_specs(name, tokens, in_channels, dims):
+    """One Performer of the tokens-to-token module; m = dims / 2 random features."""
+    size, features = (tokens, 1), dims // 2
+
+    def op(part, kind, cin, cout, at=size):
+        return OpSpec(f'{name}.{part}', kind, cin, cout, at, at)
+
+    return [op('norm1', 'norm', in_channels, in_channels),
+            op('kqv', 'linear', in_channels, 3 * dims),
+            op('k_features', 'linear', dims, features),
+            op('q_features', 'linear', dims, features),
+            op('feature_exp', 'activation', 2 * features, 2 * features),
+            op('context', 'matmul', tokens, features, at=(dims, 1)),
+            op('mix', 'matmul', features, dims),
+            op('proj', 'linear', dims, dims), op('norm2', 'norm', dims, dims),
+            op('mlp.0', 'linear', dims, dims), op('mlp.1', 'activation', dims, dims),
+            op('mlp.2', 'linear', dims, dims)]
+
+
+def t2t_stem_specs(image_size, in_channels=3, token_dim=64, embed_dims=448):
+    """Op specs of the tokens-to-token module (Performer type) and the projection.
+
+    Soft splits of 7x7, 3x3 and 3x3 windows with strides 4, 2 and 2; a Performer
+    after each of the first two.
+    """
+    ops, size, channels = [], tuple(image_size), in_channels
+    for index, (kernel, stride) in enumerate(((7, 4), (3, 2), (3, 2))):
+        out = tuple(ceil_div(n, stride) for n in size)
+        unfolded = channels * kernel**2
+        ops.append(OpSpec(f'tokens_to_token.soft_split{index}', 'pool', channels, unfolded, size,
+                          out, kernel_size=kernel, stride=stride))
+        tokens = out[0] * out[1]
+        if index < 2:
+            ops += _performer_specs(f'tokens_to_token.attention{index + 1}', tokens, unfolded,
+                                    token_dim)
+        size, channels = out, token_dim
+    ops.append(OpSpec('tokens_to_token.project', 'linear', unfolded, embed_dims, (tokens, 1),
+                      (tokens, 1)))
+    return tuple(ops)
+
+
+def t2t_vit_spec(arch, image_size=(224, 224), in_channels=3, token_dim=64, paradigm=None):
+    """Op specs of a whole LAUD-T2T-ViT backbone; arguments as in `t2t_vit_shapes`."""
+    shapes = t2t_vit_shapes(arch, paradigm)
+    dims = shapes[0].embed_dims
+    stem = t2t_stem_specs(image_size, in_channels, token_dim, dims)
+    size = (stem[-1].out_size[0] + 1, 1)  # and the class token
+    norm = OpSpec('norm', 'norm', dims, dims, size, size)
+    return NetworkSpec.chain(stem, shapes, size, tail=(norm,))
