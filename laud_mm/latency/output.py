@@ -1,0 +1,128 @@
+"""Tables, CSV, JSON and plots of latency figures."""
+import csv
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def format_table(rows, columns):
+    """Lay out rows as an aligned text table.
+
+    Args:
+        rows (Sequence[dict]): The rows.
+        columns (Sequence[str]): Keys, in order; also the headings.
+    """
+    def text(value):
+        if isinstance(value, float):
+            return f'{value:.4g}' if abs(value) < 1000 else f'{value:.0f}'
+        return '' if value is None else str(value)
+
+    cells = [list(columns), *([text(row.get(c)) for c in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    return '\n'.join('  '.join(c.rjust(w) for c, w in zip(line, widths)) for line in cells)
+
+
+@contextmanager
+def _replacing(path):
+    """Write beside `path`, then take its place: complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f'.{path.stem}.part{path.suffix}')
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(content, path):
+    """Write JSON, complete or not at all."""
+    with _replacing(path) as part:
+        part.write_text(json.dumps(content, indent=2) + '\n')
+
+
+def write_csv(rows, path):
+    """Write rows as CSV with a heading, complete or not at all."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with _replacing(path) as part, open(part, 'w', newline='') as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@contextmanager
+def figure(path, width=6.0, height=4.0):
+    """A matplotlib axes that is saved to `path` (PNG, PDF or SVG) at the end."""
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+    fig, axes = pyplot.subplots(figsize=(width, height))
+    try:
+        yield axes
+        fig.tight_layout()
+        with _replacing(path) as part:
+            fig.savefig(part, dpi=120)
+    finally:
+        pyplot.close(fig)
+
+
+def plot_lines(rows, path, x, y='ratio', lines=('paradigm', 'granularity')):
+    """Plot `y` over `x`, one line per combination of the `lines` columns that vary."""
+    varying = [c for c in lines if len({row.get(c) for row in rows}) > 1]
+    groups = {}
+    for row in rows:
+        key = ' '.join(str(row[c]) for c in varying if row.get(c) is not None)
+        groups.setdefault(key, []).append(row)
+    numeric = all(isinstance(row[x], (int, float)) for row in rows)
+    with figure(path, width=8) as axes:
+        for label, members in groups.items():
+            if numeric:
+                members = sorted(members, key=lambda row: row[x])
+            axes.plot([row[x] if numeric else str(row[x]) for row in members],
+                      [row[y] for row in members], marker='o', markersize=3, label=label or y)
+        if y.endswith('ratio'):
+            axes.axhline(1.0, color='grey', linewidth=0.8, linestyle=':')
+        if x == 'batch' and numeric:
+            axes.set_xscale('log', base=2)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        if not numeric:
+            axes.tick_params(axis='x', rotation=30)
+        axes.legend(fontsize=7)
+
+
+def plot_blocks(report, path):
+    """Plot the latency of every block, static and dynamic, for a `LatencyReport`."""
+    with figure(path, width=max(6.0, 0.25 * len(report.blocks)), height=4) as axes:
+        places = range(len(report.blocks))
+        for shift, label, values in (
+                (-0.2, 'static', [b.static_latency_ms for b in report.blocks]),
+                (0.2, 'dynamic', [b.latency_ms for b in report.blocks])):
+            axes.bar([p + shift for p in places], [v / report.batch for v in values], 0.4,
+                     label=label)
+        axes.set_xticks(list(places), [b.name for b in report.blocks], rotation=90, fontsize=6)
+        axes.set_ylabel('latency per image (ms)')
+        axes.set_title(f'{report.device}, {report.mode}, {report.precision}, '
+                       f'batch {report.batch}', fontsize=9)
+        axes.legend()
+
+
+def plot_predicted(rows, path, measured='measured_ms', predicted='predicted_ms', group='op',
+                   bound=0.15):
+    """Plot predicted over measured latencies, with a band of +- `bound`."""
+    with figure(path, width=6, height=6) as axes:
+        for name in sorted({str(row[group]) for row in rows}):
+            own = [row for row in rows if str(row[group]) == name]
+            axes.plot([r[measured] for r in own], [r[predicted] for r in own], '.', label=name,
+                      markersize=4)
+        low = min(min(r[measured], r[predicted]) for r in rows)
+        high = max(max(r[measured], r[predicted]) for r in rows)
+        axes.plot([low, high], [low, high], color='black', linewidth=0.8)
+        axes.fill_between([low, high], [low * (1 - bound), high * (1 - bound)],
+                          [low * (1 + bound), high * (1 + bound)], color='grey', alpha=0.2)
+        axes.set_xscale('log')
+        axes.set_yscale('log')
+        axes.set_xlabel('measured (ms)')
+        axes.set_ylabel('predicted (ms)')
+        axes.legend(fontsize=7)
