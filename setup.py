@@ -52,6 +52,7 @@ setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=find_packages(include=['laud_mm', 'laud_mm.*']),  # laud_mm/ops links to ops/
+    package_data={'laud_mm': ['latency/data/*.json']},
     cmdclass={'build_py': BuildWithMim},
     install_requires=[
         'torch>=2.4', 'numpy', 'mmengine>=0.10.4,<0.11',
@@ -60,6 +61,7 @@ setup(
     extras_require={
         'det': ['torchvision', 'mmcv>=2.1,<2.2', 'mmdet>=3.3,<3.4', 'pycocotools'],
         'cls': ['torchvision', 'mmcv>=2.1,<2.2', 'mmpretrain>=1.2,<1.3'],
+        'calibrate': ['scipy'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
         'test': ['pytest', 'hypothesis', 'pytest-cov', 'psutil'],
     },

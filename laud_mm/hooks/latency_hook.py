@@ -6,8 +6,11 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner.amp import autocast
 
+from laud_mm.latency.analytic import check_batch
+from laud_mm.latency.calibrated import load_predictor
 from laud_mm.latency.measure import device_stamp, measure_interleaved
-from laud_mm.latency.report import BackboneStatistics, report_metrics, write_report
+from laud_mm.latency.output import plot_report, write_json
+from laud_mm.latency.report import BackboneStatistics, predict_report, report_metrics
 from laud_mm.registry import HOOKS
 
 from .backbones import find_backbone
@@ -19,33 +22,51 @@ class LatencyHook(Hook):
 
     FLOPs and rates are averaged over all images. Latency is measured on the
     images themselves: the backbone alone, beside the same weights run as the
-    static net, the two in turn, after a warm-up of each input shape. The
-    figures go to the metrics (`backbone_latency_measured_ms`,
-    `backbone_latency_static_ms`, `backbone_latency_ratio`, `backbone_flops_g`,
-    `backbone_flops_static_g`, `backbone_flops_fraction`, `backbone_rate`), so
-    to the log, the visualizer and `save_best`, and to a JSON file.
+    static net, the two in turn, after a warm-up of each input shape. Latency
+    on other devices is predicted from the rates that the images showed, each
+    image size by itself. The figures go to the metrics
+    (`backbone_latency_measured_ms`, `backbone_latency_static_ms`,
+    `backbone_latency_ratio`, `backbone_flops_g`, `backbone_flops_static_g`,
+    `backbone_flops_fraction`, `backbone_rate`, and for every device
+    `backbone_latency_predicted_ms/<device>`, `..._static_ms/<device>` and
+    `..._ratio/<device>`), so to the log, the visualizer and `save_best`, and
+    with the figures of every block to a JSON file and a plot.
 
     Args:
         interval (int): Time every interval-th batch; 0 times none.
         warmup (int): Untimed runs of each net per input shape.
         repeats (int): Timed runs of each net per timed batch, averaged.
-        out_dir (str, optional): Folder of the JSON files; default: `latency`
-            in the run's log folder.
+        out_dir (str, optional): Folder of the JSON files and plots; default:
+            `latency` in the run's log folder.
+        devices (str | Sequence[str]): Devices to predict for: names of the
+            hardware table, device files or calibration files.
+        batch (int, optional): Images per batch on those devices; default: as
+            in the evaluation.
+
+    Raises:
+        ValueError: For a device that is not known, or an argument out of its range.
     """
     priority = 'NORMAL'
 
-    def __init__(self, interval=1, warmup=2, repeats=1, out_dir=None):
+    def __init__(self, interval=1, warmup=2, repeats=1, out_dir=None, devices=(), batch=None):
         for field, value, low in (('interval', interval, 0), ('warmup', warmup, 0),
                                   ('repeats', repeats, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise ValueError(f'{field} must be an int >= {low}, got {value!r}')
         self.interval, self.warmup, self.repeats = interval, warmup, repeats
-        self.out_dir = out_dir
+        if batch is not None:
+            check_batch(batch)
+        self.out_dir, self.batch = out_dir, batch
+        names = [devices] if isinstance(devices, str) else devices
+        # Made here, so that an unknown device stops a run before it starts.
+        self.predictors = [load_predictor(name) for name in names]
         self._handle, self._inputs, self._timing = None, [], False
 
     def _start(self, runner):
         self._stop()  # an evaluation that failed may have left its hook
-        self._backbone = find_backbone(runner.model, 'LatencyHook')
+        self._backbone, self._seen_batch = find_backbone(runner.model, 'LatencyHook'), 1
+        for predictor in self.predictors:
+            predictor.predict(self._backbone.op_specs((224, 224)))  # refuses now what it cannot
         self._statistics, self._warm_shapes = BackboneStatistics(), set()
         self._handle = self._backbone.register_forward_hook(self._watch)
 
@@ -56,8 +77,10 @@ class LatencyHook(Hook):
 
     def _watch(self, backbone, args, outputs):
         if not self._timing:
-            self._statistics.add_cost(backbone.record.cost())
-            self._inputs.append(args[0])
+            images = args[0]
+            self._seen_batch = max(self._seen_batch, len(images))
+            self._statistics.add_cost(backbone.record.cost(), images.shape[-2:])
+            self._inputs.append(images)
 
     def _time_batch(self, batch_idx, loop):
         inputs, self._inputs = self._inputs, []
@@ -92,14 +115,19 @@ class LatencyHook(Hook):
         precision = 'amp' if getattr(loop, 'fp16', False) else str(weight.dtype)
         report = statistics.report(dict(device_stamp(weight.device), precision=precision,
                                         execution=self._backbone.execution))
+        if self.predictors:
+            batch = self.batch or self._seen_batch
+            report['predicted'] = {p.name: predict_report(statistics, p, self._backbone.op_specs,
+                                                          batch) for p in self.predictors}
         new = report_metrics(report)
         runner.message_hub.update_scalars({f'{mode}/{k}': v for k, v in new.items()})
         if metrics is not None:
             metrics.update(new)
         if is_main_process():
-            name = 'test.json' if mode == 'test' else f'val_iter_{runner.iter}.json'
+            name = 'test' if mode == 'test' else f'val_iter_{runner.iter}'
             folder = Path(self.out_dir or Path(runner.log_dir, 'latency'))
-            write_report(report, folder / name)
+            write_json(report, folder / f'{name}.json')
+            plot_report(report, folder / f'{name}.png')
 
     def before_val_epoch(self, runner):
         self._start(runner)

@@ -21,11 +21,12 @@ def block_rates(network, rates):
     Args:
         network (NetworkSpec): The network.
         rates (float | Sequence | dict): A share of units on for all blocks, or
-            per block (in order, or by block name) a share or a `Rates`. Values
-            with one entry per image count with their mean.
+            per block (in order, or by block name) a share, a `Rates`, or None
+            for a block that is known to be always on. Values with one entry
+            per image count with their mean.
 
     Returns:
-        list[Rates]: Scalars.
+        list[Rates | None]: Scalars; None where everything is always on.
 
     Raises:
         ValueError: If a rate is not within [0, 1], or blocks and rates do not match.
@@ -35,7 +36,7 @@ def block_rates(network, rates):
         if set(rates) - set(names):
             raise ValueError(f'rates must name blocks of the network ({names[0]} to {names[-1]}), '
                              f'got {", ".join(sorted(set(rates) - set(names)))}')
-        rates = [rates.get(name, 1.0) for name in names]
+        rates = [rates.get(name) for name in names]
     elif not isinstance(rates, (list, tuple)):
         rates = [rates] * len(names)
     if len(rates) != len(names):
@@ -45,6 +46,8 @@ def block_rates(network, rates):
 
 
 def _scalar_rates(block, rate):
+    if rate is None:
+        return None
     if not isinstance(rate, Rates):
         return block.expected_rates(check_fraction('rate', rate))
     scalars = {}
@@ -83,15 +86,16 @@ class AnalyticPredictor:
         self.model = KernelModel(self.hardware, precision, tile_at_mean=published)
         self.schedule = (PublishedSchedule if published else Schedule)(fusions)
         self.mode = 'published' if published else 'analytic'
+        self.name = self.hardware.name
 
-    def predict(self, network, rates=1.0, batch=None, **about):
+    def predict(self, network, rates=1.0, batch=None, about=None):
         """Predict a backbone.
 
         Args:
             network (NetworkSpec): What runs, at one image size.
             rates: See `block_rates`.
             batch (int, optional): Images per batch; default: the device's.
-            about: Noted in the report.
+            about (dict, optional): Noted in the report.
 
         Returns:
             LatencyReport: The dynamic net and the static one beside it.
@@ -101,9 +105,10 @@ class AnalyticPredictor:
                        for block, rate in zip(network.blocks, block_rates(network, rates)))
         outside = self._run(self.schedule.outside((*network.stem, *network.tail)), batch)
         return LatencyReport(self.hardware.name, self.mode, self.model.precision, batch, blocks,
-                             outside, about)
+                             outside, about or {})
 
     def _block(self, block, rates, batch):
+        rates = rates or Rates()
         return BlockLatency(block.name, block.shape.stage, float(rates.unit),
                             self._run(self.schedule.dynamic(block, rates, batch), batch),
                             self._run(self.schedule.static(block), batch))

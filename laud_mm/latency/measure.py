@@ -7,6 +7,8 @@ from typing import Tuple
 import numpy as np
 import torch
 
+from .machine import cpu_name
+
 
 @dataclass(frozen=True)
 class LatencyStats:
@@ -44,6 +46,21 @@ class Timer:
 
     def __init__(self, device):
         self.device = torch.device(device)
+
+    def mark(self):
+        """A point in time of the device's work, for `between_ms`."""
+        if self.device.type != 'cuda':
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between_ms(self, start, end):
+        """Time between two marks; waits for the device to reach the second."""
+        if self.device.type != 'cuda':
+            return (end - start) * 1e3
+        end.synchronize()
+        return start.elapsed_time(end)
 
     def time_ms(self, fn):
         """Run `fn()` and return its latency in ms, the device idle before and after."""
@@ -95,14 +112,7 @@ def device_stamp(device):
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
     else:
-        name = _cpu_name()
+        name = cpu_name()
     return dict(device=device.type, name=name, threads=torch.get_num_threads(),
                 torch=torch.__version__, cuda=torch.version.cuda, python=platform.python_version())
 
-
-def _cpu_name():
-    try:
-        with open('/proc/cpuinfo') as f:
-            return next(line.split(':', 1)[1].strip() for line in f if 'model name' in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

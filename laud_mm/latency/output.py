@@ -108,6 +108,24 @@ def plot_blocks(report, path):
         axes.legend()
 
 
+def plot_report(report, path):
+    """Plot a report of the latency hook: the rate of every block, and the latencies."""
+    names = [block['name'] for block in report['blocks']]
+    nets = {name: (p['latency_ms'], p['static_ms'])
+            for name, p in report.get('predicted', {}).items()}
+    if 'measured' in report:
+        measured = report['measured']
+        nets = {'measured': (measured['dynamic']['mean_ms'], measured['static']['mean_ms']),
+                **nets}
+    with figure(path, width=max(6.0, 0.25 * len(names)), height=4) as axes:
+        axes.bar(range(len(names)), [block['rate'] for block in report['blocks']])
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axes.set_ylabel('rate')
+        axes.set_ylim(0, 1)
+        axes.set_title('; '.join(f'{name}: {dynamic:.3g} of {static:.3g} ms'
+                                 for name, (dynamic, static) in nets.items()), fontsize=8)
+
+
 def plot_predicted(rows, path, measured='measured_ms', predicted='predicted_ms', group='op',
                    bound=0.15):
     """Plot predicted over measured latencies, with a band of +- `bound`."""

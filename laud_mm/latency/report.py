@@ -1,20 +1,26 @@
 """Backbone statistics of a validation set, and the report made of them."""
-import json
-import os
-from pathlib import Path
+from dataclasses import fields
 
 import torch
 from mmengine.dist import all_gather_object
 
+from laud_mm.specs import Rates
+
 from .measure import LatencyStats
+
+SIZE_STEP = 32  # image sizes are told apart by steps of this many pixels
+_RATES = tuple(f.name for f in fields(Rates))
 
 
 class BackboneStatistics:
-    """Sums over the images of a set; memory does not grow but for two floats per timed image."""
+    """Sums over the images of a set.
+
+    Memory grows by two floats per timed batch, and by the rates of the blocks per image size.
+    """
 
     def __init__(self):
         self.names, self.images = (), 0
-        self._sums = {}
+        self._sums, self._sizes = {}, {}
         self.latencies_ms = dict(dynamic=[], static=[])
 
     @property
@@ -22,11 +28,17 @@ class BackboneStatistics:
         """Number of timed batches so far."""
         return len(self.latencies_ms['static'])
 
-    def add_cost(self, cost):
-        """Add the rates and FLOPs of one forward pass (an `ActivationCost` of N images)."""
-        self.names = cost.names
-        self.images += cost.flops.numel()
+    def add_cost(self, cost, image_size):
+        """Add one forward pass.
+
+        Args:
+            cost (ActivationCost): Rates and FLOPs of N images.
+            image_size (tuple[int, int]): Height and width of the images.
+        """
         n = cost.flops.numel()
+        self.names = cost.names
+        self.images += n
+        self._add_rates(cost.block_rates, n, image_size)
         block_static = cost.block_flops.new_tensor(cost.static_block_flops, dtype=torch.float64)
         for key, value in dict(
                 flops=cost.flops.double().sum(), static_flops=cost.static_flops * n,
@@ -36,6 +48,27 @@ class BackboneStatistics:
                 block_static_flops=block_static * n).items():
             value = torch.as_tensor(value, dtype=torch.float64).cpu()
             self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _add_rates(self, block_rates, n, image_size):
+        size = tuple(-(-int(side) // SIZE_STEP) * SIZE_STEP for side in image_size)
+        sums = torch.stack([torch.stack([
+            torch.as_tensor(getattr(rates, name), dtype=torch.float64).cpu().mean()
+            for name in _RATES]) for rates in block_rates]) * n
+        images, before = self._sizes.get(size, (0, 0.0))
+        self._sizes[size] = images + n, before + sums
+
+    def rates_by_size(self):
+        """Mean rates of the blocks for every image size.
+
+        Returns:
+            dict[tuple[int, int], tuple[int, list[Rates | None]]]: Height and
+            width, rounded up, to the number of images and their blocks'
+            rates; None for a block that was on in every image.
+        """
+        always = (self._sums['block_rates'] / self.images >= 1 - 1e-9).tolist()
+        return {size: (images, [None if on else Rates(*(min(v, 1.0) for v in row))
+                                for on, row in zip(always, (sums / images).tolist())])
+                for size, (images, sums) in self._sizes.items()}
 
     def add_latency(self, dynamic_ms, static_ms):
         """Add the per-image latency in ms of one timed image or batch, both ways."""
@@ -50,6 +83,9 @@ class BackboneStatistics:
             merged.images += part.images
             for key, value in part._sums.items():
                 merged._sums[key] = merged._sums.get(key, 0) + value
+            for size, (images, sums) in part._sizes.items():
+                before = merged._sizes.get(size, (0, 0.0))
+                merged._sizes[size] = before[0] + images, before[1] + sums
             for kind, values in part.latencies_ms.items():
                 merged.latencies_ms[kind] += values
         return merged
@@ -95,13 +131,34 @@ def report_metrics(report):
         metrics['backbone_latency_measured_ms'] = measured['dynamic']['mean_ms']
         metrics['backbone_latency_static_ms'] = measured['static']['mean_ms']
         metrics['backbone_latency_ratio'] = measured['ratio']
+    for device, predicted in report.get('predicted', {}).items():
+        metrics[f'backbone_latency_predicted_ms/{device}'] = predicted['latency_ms']
+        metrics[f'backbone_latency_predicted_static_ms/{device}'] = predicted['static_ms']
+        metrics[f'backbone_latency_predicted_ratio/{device}'] = predicted['ratio']
     return metrics
 
 
-def write_report(report, path):
-    """Write a report as JSON, complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(json.dumps(report, indent=2) + '\n')
-    os.replace(part, path)
+def predict_report(statistics, predictor, op_specs, batch):
+    """Predict the mean latency per image from the rates that a set showed.
+
+    Args:
+        statistics (BackboneStatistics): Rates of the set.
+        predictor (AnalyticPredictor | CalibratedPredictor): For one device.
+        op_specs (Callable): (height, width) to `NetworkSpec`.
+        batch (int): Images per batch.
+
+    Returns:
+        dict: Latencies in ms per image, for JSON.
+    """
+    mean = dict(mode=predictor.mode, batch=batch, latency_ms=0.0, static_ms=0.0, blocks_ms=None)
+    blocks = 0.0
+    for size, (images, rates) in statistics.rates_by_size().items():
+        report = predictor.predict(op_specs(size), rates, batch)
+        share = images / statistics.images
+        mean['latency_ms'] += share * report.latency_per_image_ms
+        mean['static_ms'] += share * report.static_latency_per_image_ms
+        blocks = blocks + share * torch.tensor([[b.latency_ms, b.static_latency_ms]
+                                                for b in report.blocks]) / batch
+    mean['ratio'] = mean['latency_ms'] / mean['static_ms']
+    mean['blocks_ms'], mean['static_blocks_ms'] = blocks.T.tolist()
+    return mean

@@ -3,10 +3,11 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Optional, Tuple
 
-from laud_mm.specs import dynamic_flops
+from laud_mm.specs import Rates, dynamic_flops
 from laud_mm.specs.networks import T2T_VITS, best_spatial_granularity, network_spec
 
-from .analytic import AnalyticPredictor, block_rates
+from .analytic import block_rates
+from .calibrated import load_predictor
 from .schedule import FUSIONS
 
 SPATIAL_CANDIDATES = (1, 2, 4, 7, 8, 14)
@@ -69,7 +70,7 @@ def network_flops(spec, rates):
     """FLOPs of a network: dict of `flops_g`, `flops_static_g` and `flops_fraction`."""
     static = spec.static_flops
     outside = sum(op.dense_flops for op in (*spec.stem, *spec.tail))
-    flops = outside + sum(dynamic_flops(block.ops, rate)
+    flops = outside + sum(dynamic_flops(block.ops, rate or Rates())
                           for block, rate in zip(spec.blocks, block_rates(spec, rates)))
     return dict(flops_g=flops / 1e9, flops_static_g=static / 1e9, flops_fraction=flops / static)
 
@@ -79,24 +80,24 @@ class Predictors:
 
     Args:
         published (bool): As of `AnalyticPredictor`.
-        make (Callable, optional): Makes a predictor of another kind for a device.
+        any_machine (bool): As of `CalibratedPredictor`.
     """
 
-    def __init__(self, published=False, make=None):
-        self.published, self.make, self._made = published, make, {}
+    def __init__(self, published=False, any_machine=False):
+        self.published, self.any_machine, self._made = published, any_machine, {}
 
     def __getitem__(self, setting):
         key = setting.device, setting.precision, setting.fusions
         if key not in self._made:
-            self._made[key] = self.make(*key) if self.make else AnalyticPredictor(
-                setting.device, setting.precision, self.published, setting.fusions)
+            self._made[key] = load_predictor(setting.device, setting.precision, self.published,
+                                             setting.fusions, self.any_machine)
         return self._made[key]
 
     def predict(self, setting):
         """Predict one setting: a `LatencyReport`."""
         spec = setting.spec()
-        return self[setting].predict(spec, setting.rate, setting.batch, **setting.about(),
-                                     **network_flops(spec, setting.rate))
+        about = dict(setting.about(), **network_flops(spec, setting.rate))
+        return self[setting].predict(spec, setting.rate, setting.batch, about)
 
 
 def sweep_settings(networks, paradigms, rates, devices, batches=(None,), granularities=(None,),

@@ -1,14 +1,15 @@
 """What networks cost, in pure Python: op specs, architecture tables, FLOPs."""
 from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape
 from .network import BlockSpec, NetworkSpec
+from .networks import NETWORKS, backbone_spec, network_spec
 from .opspec import OpSpec, Rates, dynamic_flops, static_flops
 from .regnet import regnet_shapes, regnet_spec, regnet_stem_specs
 from .resnet import resnet_shapes, resnet_spec, resnet_stem_specs
 from .t2t_vit import (TRANSFORMER_PARADIGMS, TransformerShape, t2t_stem_specs, t2t_vit_shapes,
                       t2t_vit_spec)
 
-__all__ = ['CHANNEL_MASKERS', 'PARADIGMS', 'BlockSpec', 'BottleneckShape', 'NetworkSpec',
-           'OpSpec', 'Rates', 'TRANSFORMER_PARADIGMS', 'TransformerShape', 'dynamic_flops',
+__all__ = ['CHANNEL_MASKERS', 'NETWORKS', 'PARADIGMS', 'BlockSpec', 'BottleneckShape', 'NetworkSpec',
+           'OpSpec', 'Rates', 'TRANSFORMER_PARADIGMS', 'TransformerShape', 'backbone_spec', 'dynamic_flops', 'network_spec',
            'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'resnet_shapes', 'resnet_spec',
            'resnet_stem_specs', 'static_flops', 't2t_stem_specs', 't2t_vit_shapes',
            't2t_vit_spec']

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from laud_mm.hooks import LatencyHook
+from laud_mm.latency import AnalyticPredictor
 from laud_mm.models.dynamic import force_rate
 
 from ..toy import ToyClassifier, ToyImages, make_runner
@@ -88,3 +89,59 @@ def test_skipping_is_measured_to_be_faster_than_static(tmp_path):
 def test_bad_arguments_are_named(field):
     with pytest.raises(ValueError, match=f'{field} must be an int >= .*got -1'):
         LatencyHook(**{field: -1})
+
+
+# The predicted half.
+
+def test_predictions_stand_beside_the_measurement(tmp_path):
+    hook = LatencyHook(devices=['V100', 'TX2'])
+    model = ToyClassifier(paradigm='spatial')
+    with force_rate(model.backbone, 0.3):
+        runner, metrics = validate(tmp_path, hook, model)
+    keys = {f'backbone_latency_predicted_{kind}/{device}' for device in ('V100', 'TX2')
+            for kind in ('ms', 'static_ms', 'ratio')}
+    assert keys <= set(metrics)
+    report = json.loads(next(tmp_path.rglob('val_iter_0.json')).read_text())
+    for device, predicted in report['predicted'].items():
+        assert metrics[f'backbone_latency_predicted_ms/{device}'] == predicted['latency_ms']
+        assert predicted['ratio'] == pytest.approx(predicted['latency_ms']
+                                                   / predicted['static_ms'])
+        assert len(predicted['blocks_ms']) == len(report['blocks'])
+    assert next(tmp_path.rglob('val_iter_0.png')).stat().st_size > 1000
+    scalars = next(tmp_path.rglob('scalars.json')).read_text()
+    assert all(key in scalars for key in keys)
+
+
+def test_predictions_follow_the_recorded_rates(tmp_path):
+    predicted = []
+    for rate in (0.0, 0.5, 1.0):
+        model = ToyClassifier(paradigm='layer')
+        with force_rate(model.backbone, rate):
+            _, metrics = validate(tmp_path, LatencyHook(interval=0, devices='TX2'), model)
+        predicted.append(metrics['backbone_latency_predicted_ms/TX2'])
+        spec = model.backbone.op_specs((32, 32))
+        if rate in (0.0, 1.0):
+            expected = AnalyticPredictor('TX2').predict(spec, rate, 1).latency_per_image_ms
+            assert predicted[-1] == pytest.approx(expected, rel=1e-6)
+    assert predicted == sorted(predicted)
+
+
+def test_each_image_is_predicted_at_its_own_size(tmp_path):
+    sizes = [(32, 32), (64, 96), (33, 47)]  # the last counts as (64, 64)
+    model = ToyClassifier(paradigm='layer')
+    runner = make_runner(tmp_path, [LatencyHook(interval=0, devices='V100')], val_images=1,
+                         model=model)
+    runner.val_loop.dataloader = DataLoader(ToyImages(0, sizes=sizes), batch_size=1)
+    with force_rate(model.backbone, 1.0):
+        metrics = runner.val()
+    model = AnalyticPredictor('V100')
+    expected = [model.predict(runner.model.backbone.op_specs(s), 1.0, 1).latency_per_image_ms
+                for s in ((32, 32), (64, 96), (64, 64))]
+    assert metrics['backbone_latency_predicted_ms/V100'] == pytest.approx(sum(expected) / 3)
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(devices='V99'), 'device must be one of'), (dict(batch=0), 'batch must be a positive')])
+def test_bad_predictions_are_refused_before_the_run(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LatencyHook(**kwargs)

@@ -67,15 +67,16 @@ class ActivationRecord:
             return self._cost()
 
     def _cost(self):
-        names, rates, flops, static = [], [], [], []
+        names, rates, details, flops, static = [], [], [], [], []
         for block in self.blocks:
             block_rates, ops = block.rates(), block.shape.op_specs(block.in_size)
             names.append(block.shape.name)
             rates.append(self._per_image(block_rates.unit))
+            details.append(block_rates)
             flops.append(self._per_image(dynamic_flops(ops, block_rates)))
             static.append(static_flops(ops))
         dynamic = [not b.decision.is_static for b in self.blocks]
-        return ActivationCost(tuple(names), tuple(dynamic), torch.stack(rates),
+        return ActivationCost(tuple(names), tuple(dynamic), torch.stack(rates), tuple(details),
                               torch.stack(flops), tuple(static),
                               dynamic_flops(self.stem, Rates()))
 
@@ -96,6 +97,7 @@ class ActivationCost:
         names (tuple[str, ...]): Block names.
         dynamic (tuple[bool, ...]): Whether each block decides at all.
         rates (Tensor): (B, N) float32, share computed: of blocks, positions or channels.
+        block_rates (tuple[Rates, ...]): What the share of each block is made of.
         block_flops (Tensor): (B, N) float32, multiply-adds, maskers included.
         static_block_flops (tuple[int, ...]): Multiply-adds of the static blocks.
         stem_flops (int): Multiply-adds of the stem.
@@ -103,6 +105,7 @@ class ActivationCost:
     names: Tuple[str, ...]
     dynamic: Tuple[bool, ...]
     rates: torch.Tensor
+    block_rates: Tuple[Rates, ...]
     block_flops: torch.Tensor
     static_block_flops: Tuple[int, ...]
     stem_flops: int

@@ -1,0 +1,145 @@
+"""CalibratedPredictor: latency from steps that were measured on the machine at hand."""
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+
+from laud_mm.specs import Rates, TransformerShape
+
+from .analytic import AnalyticPredictor, block_rates, check_batch
+from .hardware import load_hardware
+from .machine import cpu_name
+from .output import write_json
+from .prediction import BlockLatency, LatencyReport, OpLatency
+from .schedule import FUSIONS
+from .steps import StepModel, executor_steps, outside_steps, static_steps
+
+FORMAT, VERSION = 'laud_mm calibration', 1
+
+
+class CalibratedPredictor:
+    """Predicts what the skipping executor takes on a machine that was calibrated.
+
+    Args:
+        path (str): A file of `tools/latency.py calibrate`.
+        any_machine (bool): Predict also where torch's version or the device
+            are not those of the calibration.
+
+    Attributes:
+        stamp (dict): What it was calibrated on.
+
+    Raises:
+        ValueError: If the file is no calibration, or one of another version of
+            the format or of torch, or of another device.
+    """
+    mode = 'calibrated'
+
+    def __init__(self, path, any_machine=False):
+        self.path = Path(path)
+        content = read_calibration(path)
+        self.stamp, self.precision = content['stamp'], content['precision']
+        self.validation = content.get('validation', {})
+        if not any_machine:
+            check_stamp(self.path, self.stamp)
+        self.name = self.path.stem
+        self.model = StepModel(content['weights'], content['units'])
+
+    def predict(self, network, rates=1.0, batch=None, about=None):
+        """Predict a backbone; arguments and result as of `AnalyticPredictor.predict`."""
+        batch = check_batch(1 if batch is None else batch)
+        if any(isinstance(block.shape, TransformerShape) for block in network.blocks):
+            raise ValueError('a calibrated device predicts convolutional networks; for '
+                             't2t_vit_* name a device of the hardware table')
+        blocks = tuple(self._block(block, rate, batch)
+                       for block, rate in zip(network.blocks, block_rates(network, rates)))
+        outside = self._run(outside_steps((*network.stem, *network.tail), batch))
+        return LatencyReport(self.name, self.mode, self.precision, batch, blocks, outside, about or {})
+
+    def _block(self, block, rates, batch):
+        return BlockLatency(block.name, block.shape.stage, float((rates or Rates()).unit),
+                            self._run(executor_steps(block, rates, batch)),
+                            self._run(static_steps(block, batch)))
+
+    def _run(self, steps):
+        return tuple(OpLatency(step.name, step.kind, self.model.latency_ms(step) * step.times)
+                     for step in steps)
+
+
+def read_calibration(path):
+    """Read a calibration file.
+
+    Raises:
+        ValueError: If it is not one, or of another version of the format.
+    """
+    try:
+        content = json.loads(Path(path).read_text())
+        found = content['format'], content['version']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} must be a calibration file: {error!r}') from error
+    if found != (FORMAT, VERSION):
+        raise ValueError(f'{path} must have format {FORMAT!r} version {VERSION}, got {found[0]!r} '
+                         f'version {found[1]!r}: calibrate again')
+    missing = {'stamp', 'precision', 'units', 'weights'} - set(content)
+    if missing:
+        raise ValueError(f'{path} lacks {", ".join(sorted(missing))}: calibrate again')
+    return content
+
+
+def check_stamp(path, stamp):
+    """Check that a calibration was made with the torch and on the device at hand.
+
+    Raises:
+        ValueError: If not, with both.
+    """
+    installed = importlib.metadata.version('torch')
+    if stamp['torch'].split('+')[0] != installed.split('+')[0]:
+        raise ValueError(f'{path} was calibrated with torch {stamp["torch"]}, here is {installed}: '
+                         'calibrate again, or allow any machine')
+    here = _device_name(stamp['device'])
+    if stamp['name'] != here:
+        raise ValueError(f'{path} was calibrated on {stamp["name"]!r}, here is {here!r}: '
+                         'calibrate again, or allow any machine')
+
+
+def _device_name(device):
+    if device == 'cpu':
+        return cpu_name()
+    import torch  # only to name a GPU
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'
+
+
+def save_calibration(path, model, stamp, precision, validation):
+    """Write a calibration file, complete or not at all."""
+    write_json(dict(format=FORMAT, version=VERSION, stamp=stamp, precision=precision,
+                    units=model.units, validation=validation, weights=model.weights), path)
+
+
+def is_calibration(device):
+    """Whether a device argument names a calibration file."""
+    if not os.path.isfile(device):
+        return False
+    try:
+        return 'format' in json.loads(Path(device).read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def load_predictor(device, precision='fp32', published=False, fusions=FUSIONS,
+                   any_machine=False):
+    """The predictor for a device: analytic for the hardware table, calibrated for a calibration.
+
+    Args:
+        device (str): A name of `known_devices`, a device file or a calibration file.
+        precision (str): See `AnalyticPredictor`; a calibration has its own.
+        published (bool): See `AnalyticPredictor`.
+        fusions (Sequence[str]): See `AnalyticPredictor`.
+        any_machine (bool): See `CalibratedPredictor`.
+    """
+    if not is_calibration(device):
+        return AnalyticPredictor(load_hardware(device), precision, published, fusions)
+    predictor = CalibratedPredictor(device, any_machine)
+    if published:
+        raise ValueError(f'published must be False for a calibrated device, got {device}')
+    if precision not in ('fp32', predictor.precision):
+        raise ValueError(f'precision of {device} is {predictor.precision!r}, got {precision!r}')
+    return predictor

@@ -1,0 +1,239 @@
+"""Calibrate the predictor: measure random steps, fit their model, check it on others."""
+import random
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from laud_mm.latency.calibrated import save_calibration
+from laud_mm.latency.measure import Timer, device_stamp
+from laud_mm.latency.steps import (STEP_SIZES, Step, StepModel, executor_steps, outside_steps,
+                                   static_steps, step_features, step_terms)
+from laud_mm.specs import BlockSpec, BottleneckShape, regnet_stem_specs, resnet_stem_specs
+
+from laud_mm.specs.arguments import check_choice, check_fraction
+
+from .steps import StepProgram
+
+DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+GOOD = 0.15  # a prediction within this share of the measurement is a good one
+MAX_MACS = 1.2e9
+MAX_VALUES = 1.3e7
+
+
+def random_block(rng):
+    """A random bottleneck block: geometry, paradigm, S and G, input size, rate and batch."""
+    grouped = rng.random() < 0.35
+    size = rng.choice((7, 8, 10, 12, 14, 16, 20, 25, 28, 32, 40, 48, 56))
+    group_width = rng.choice((8, 16, 24))
+    if grouped:
+        width = group_width * rng.randint(2, max(800 // group_width, 3))
+    else:
+        width = 8 * round(2**rng.uniform(1, 6))
+    first = rng.random() < 0.3
+    out_channels = width if grouped else 4 * width
+    in_channels = out_channels
+    if first:
+        in_channels = 8 * max(round(out_channels * rng.uniform(0.25, 0.6) / 8), 2)
+    paradigm = rng.choice(('layer', 'channel', 'spatial', 'spatial'))
+    units = [g for g in (1, 2, 4, 8) if width % g == 0]
+    shape = BottleneckShape(
+        'block', 0, in_channels, width, out_channels, stride=2 if first else 1,
+        groups=width // group_width if grouped else 1, downsample=first, paradigm=paradigm,
+        se_channels=max(in_channels // 4, 8) if grouped else 0,
+        spatial_granularity=rng.choice((1, 2, 4, 4, 7, 8)), channel_granularity=rng.choice(units))
+    aspect = rng.choice((1, 1, 1, 1.5))
+    in_size = (size * (2 if first else 1), round(size * aspect) * (2 if first else 1))
+    return BlockSpec.of(shape, in_size), rng.uniform(0.05, 1.0), rng.choice((1, 1, 2, 4, 8, 8))
+
+
+def random_steps(rng):
+    """The steps of one random block, and now and then of a stem."""
+    block, rate, batch = random_block(rng)
+    rates = block.expected_rates(rate)
+    steps = [*executor_steps(block, rates, batch), *static_steps(block, batch)]
+    if rng.random() < 0.15:
+        size = 8 * rng.randint(8, 40), 8 * rng.randint(8, 40)
+        specs = rng.choice((resnet_stem_specs, regnet_stem_specs))
+        steps += outside_steps(specs(size), rng.choice((1, 2, 4, 8)))
+    return [replace(step, times=1.0) for step in steps if _is_affordable(step)]
+
+
+def _is_affordable(step):
+    sizes = dict(zip(STEP_SIZES[step.kind], step.sizes))
+    rows = max(v for k, v in sizes.items() if 'rows' in k) if any(
+        'rows' in k for k in sizes) else 1
+    width = max(sizes.get(k, 1) for k in ('channels', 'inputs', 'outputs', 'width'))
+    inner = sizes.get('inputs', 1) * sizes.get('outputs', 1)
+    taps = 9 if '3x3' in step.kind else 1
+    return rows * width <= MAX_VALUES and sizes.get('rows', 1) * inner * taps <= MAX_MACS
+
+
+def draw_steps(per_kind, seed=0):
+    """Draw random steps until there are about `per_kind` of every kind.
+
+    Where a kind has several variants, each gets half as many.
+
+    Returns:
+        list[Step]: In random order, no two with the same sizes; the one step
+        that has no sizes stands three times.
+    """
+    rng, drawn, wanted = random.Random(seed), {}, {}
+    kinds = set(STEP_SIZES) - {'block'}
+    for _ in range(200 * per_kind):
+        for step in random_steps(rng):
+            wanted[step.key] = max(per_kind // 2, 1) if step.variant else per_kind
+            own = drawn.setdefault(step.key, {})
+            if step.kind in kinds and len(own) < wanted[step.key]:
+                own.setdefault(step.sizes, step)
+        if {key.split('/')[0] for key in drawn} >= kinds and all(
+                len(own) == wanted[key] for key, own in drawn.items() if key != 'block'):
+            break
+    steps = [step for own in drawn.values() for step in own.values()]
+    steps += [Step('block', ())] * 3
+    rng.shuffle(steps)
+    return steps
+
+
+def measure_steps(steps, device, dtype=torch.float32, rounds=3, repeats=5, track=iter):
+    """Measure steps in several rounds over all of them, so that drift hits all alike.
+
+    Args:
+        steps (Sequence[Step]): What to measure.
+        device (str): Where.
+        dtype (torch.dtype): Type of maps and weights.
+        rounds (int): Rounds over all steps.
+        repeats (int): Timed runs of a step in each round.
+        track (Callable): Wraps the iterable, for a progress bar.
+
+    Returns:
+        list[dict]: Per step its `kind`, real `sizes` and median `measured_ms`.
+    """
+    timer, samples, sizes = Timer(device), [[] for _ in steps], [None] * len(steps)
+    with torch.inference_mode():
+        for index in track([i for _ in range(rounds) for i in range(len(steps))]):
+            torch.manual_seed(index)
+            program = StepProgram(steps[index], device, dtype)
+            sizes[index] = program.sizes
+            for i in range(repeats + 2):
+                program.prepare()
+                spent = timer.time_ms(program.run)
+                if steps[index].kind == 'block':
+                    spent -= timer.time_ms(program.without)
+                if i >= 2:
+                    samples[index].append(spent)
+    return [dict(kind=step.kind, variant=list(step.variant), sizes=list(map(float, size)),
+                 measured_ms=float(np.median(own)))
+            for step, size, own in zip(steps, sizes, samples)]
+
+
+def fit_steps(rows, units):
+    """Fit the terms of every kind of step to measurements, with weights of at least zero.
+
+    Args:
+        rows (Sequence[dict]): From `measure_steps`.
+        units (int): See `step_features`.
+
+    Returns:
+        StepModel: It minimises relative errors, outliers weighing less.
+    """
+    by_key = {}
+    for row in rows:
+        by_key.setdefault(_step_of(row).key, []).append(row)
+    weights = {}
+    for key, own in by_key.items():
+        kind = own[0]['kind']
+        measured = np.array([row['measured_ms'] for row in own])
+        solution = _fit_relative(step_features(kind, [row['sizes'] for row in own], units),
+                                 measured)
+        weights[key] = {term: float(w) for term, w in zip(step_terms(kind), solution) if w > 0}
+    return StepModel(weights, units)
+
+
+def _step_of(row):
+    return Step(row['kind'], tuple(row['sizes']), tuple(row['variant']))
+
+
+def _fit_relative(features, measured, rounds=8):
+    """Weights of at least zero with small relative errors; outliers weigh less and less."""
+    from scipy.optimize import nnls
+    relative = features / measured[:, None]
+    scale = np.maximum(np.abs(relative).max(0), 1e-300)
+    trust = np.ones(len(measured))
+    for _ in range(rounds):
+        solution = nnls(relative / scale * trust[:, None], trust, maxiter=50000)[0]
+        error = np.abs(relative / scale @ solution - 1)
+        trust = 1 / np.sqrt(np.maximum(error, 0.03))
+    return solution / scale
+
+
+def step_errors(rows, model):
+    """Compare measured steps with a model: the rows with `predicted_ms` and `error`."""
+    compared = []
+    for row in rows:
+        predicted = model.latency_ms(_step_of(row))
+        compared.append(dict(row, predicted_ms=predicted,
+                             error=predicted / row['measured_ms'] - 1))
+    return compared
+
+
+def summarise_errors(rows):
+    """Per kind of step and in total: how many predictions are good.
+
+    Args:
+        rows (Sequence[dict]): From `step_errors`.
+
+    Returns:
+        list[dict]: `kind`, `steps`, `within_15_percent`, `median_error`.
+    """
+    def line(kind, own):
+        errors = np.abs([row['error'] for row in own])
+        return dict(kind=kind, steps=len(own), within_15_percent=float((errors <= GOOD).mean()),
+                    median_error=float(np.median(errors)))
+
+    kinds = sorted({row['kind'] for row in rows})
+    return [*(line(kind, [row for row in rows if row['kind'] == kind]) for kind in kinds),
+            line('all', rows)]
+
+
+def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, rounds=3,
+              seed=0, track=iter):
+    """Measure random steps here, fit them, check the fit on others, and write the file.
+
+    Args:
+        path (str): Calibration file to write.
+        device (str): Where to measure.
+        precision (str): 'fp32', 'fp16' or 'bf16'.
+        per_kind (int): Steps measured of every kind.
+        held_out (float): Share of them that is measured but not fitted.
+        rounds (int): Rounds over all steps.
+        seed (int): Of the steps drawn.
+        track (Callable): Wraps an iterable, for a progress bar.
+
+    Returns:
+        list[dict]: Every measured step with `predicted_ms`, `error` and `held_out`.
+
+    Raises:
+        ValueError: For an argument out of its range.
+    """
+    dtype = DTYPES[check_choice('precision', precision, tuple(DTYPES))]
+    check_fraction('held_out', held_out, 0.0, 0.9)
+    for field, value, low in (('per_kind', per_kind, 10), ('rounds', rounds, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise ValueError(f'{field} must be an int >= {low}, got {value!r}')
+    device = torch.device(device)
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise ValueError(f'device must be one that torch sees, got {device}: no CUDA device here')
+    rows = measure_steps(draw_steps(per_kind, seed), device, dtype, rounds, track=track)
+    rng = random.Random(seed)
+    for row in rows:
+        row['held_out'] = row['kind'] != 'block' and rng.random() < held_out
+    units = torch.get_num_threads()
+    if device.type == 'cuda':
+        units = torch.cuda.get_device_properties(device).multi_processor_count
+    model = fit_steps([row for row in rows if not row['held_out']], units)
+    rows = step_errors(rows, model)
+    tested = [row for row in rows if row['held_out']]
+    save_calibration(path, model, device_stamp(device), precision,
+                     summarise_errors(tested) if tested else [])
+    return rows

@@ -1,0 +1,159 @@
+"""tools/latency.py: predict, sweep, measure, calibrate and compare as users type them."""
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ..conftest import ROOT
+
+TOOL = ROOT / 'tools' / 'latency.py'
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location('latency_tool', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*args):
+    load_tool().main([str(a) for a in args])
+
+
+def fails(message, *args):
+    with pytest.raises(SystemExit) as error:
+        run(*args)
+    assert message in str(error.value)
+
+
+def test_predict_as_typed_imports_no_torch(tmp_path):
+    out = tmp_path / 'out.json'
+    code = (f'import sys, runpy; sys.argv = {str(TOOL)!r}.split() + sys.argv[1:]; '
+            f'runpy.run_path({str(TOOL)!r}, run_name="__main__"); '
+            'sys.exit(3 if "torch" in sys.modules else 0)')
+    done = subprocess.run(
+        [sys.executable, '-c', code, 'predict', '--published', '--network', 'resnet101',
+         '--paradigm', 'layer', '--rate', '0.4', '--granularity', '4', '4', '2', '1', '--device',
+         'V100', '--batch', '128', '--json', out], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    ratio = (report['blocks_latency_per_image_ms']
+             / report['static_blocks_latency_per_image_ms'])
+    assert ratio == pytest.approx(0.47, abs=0.01)
+    assert len(report['block_latency_per_image_ms']) == 33
+    assert report['latency_per_image_ms'] and report['static_latency_per_image_ms']
+    assert 'resnet101' in done.stdout and 'V100' in done.stdout
+
+
+@pytest.mark.parametrize('network, paradigm', [
+    ('resnet50', 'channel'), ('regnety_400mf', 'spatial'), ('regnety_800mf', 'both'),
+    ('t2t_vit_19', 'token'), ('t2t_vit_19', 'head'), ('resnet50', 'none')])
+def test_predict_writes_tables_and_plots(tmp_path, capsys, network, paradigm):
+    run('predict', '--network', network, '--paradigm', paradigm, '--device', 'V100', 'TX2',
+        '--json', tmp_path / 'a.json', '--csv', tmp_path / 'a.csv', '--plot', tmp_path / 'a.png')
+    reports = json.loads((tmp_path / 'a.json').read_text())
+    assert [r['device'] for r in reports] == ['V100', 'TX2'] and reports[1]['batch'] == 1
+    rows = list(csv.DictReader((tmp_path / 'a.csv').open()))
+    total = sum(float(r['latency_ms']) for r in rows
+                if r['device'] == 'TX2' and r['net'] == 'dynamic')
+    assert total == pytest.approx(reports[1]['latency_per_image_ms'])
+    assert (tmp_path / 'a.png').stat().st_size > 1000
+    assert paradigm in capsys.readouterr().out or paradigm == 'none'
+
+
+def test_predict_reads_a_config_and_recorded_rates(tmp_path, capsys):
+    config = ROOT / 'configs' / 'faster_rcnn_laud_r50.py'
+    run('predict', '--config', config, '--size', '800', '1216', '--device', 'V100',
+        '--json', tmp_path / 'half.json')
+    half = json.loads((tmp_path / 'half.json').read_text())
+    report = dict(blocks=[dict(name=b['name'], rate=1.0 if i % 2 else 0.25)
+                          for i, b in enumerate(half['blocks'])])
+    (tmp_path / 'val.json').write_text(json.dumps(report))
+    run('predict', '--config', config, '--rates', tmp_path / 'val.json', '--device', 'V100',
+        '--json', tmp_path / 'own.json')
+    own = json.loads((tmp_path / 'own.json').read_text())
+    assert [b['rate'] for b in own['blocks']] == [b['rate'] for b in report['blocks']]
+    fails('--rates must cover the 33 blocks', 'predict', '--network', 'resnet101', '--paradigm',
+          'layer', '--rates', tmp_path / 'val.json', '--device', 'V100')
+
+
+@pytest.mark.parametrize('preset, extra, rows', [
+    ('rate', ('--network', 'resnet50', 'regnety_400mf'), 60),
+    ('granularity', (), 28), ('channel_granularity', (), 16), ('batch', (), 27),
+    ('fusions', (), 4), ('channel_masker', (), 2)])
+def test_sweeps(tmp_path, preset, extra, rows):
+    run('sweep', '--preset', preset, *extra, '--device', 'V100', '--json', tmp_path / 's.json',
+        '--csv', tmp_path / 's.csv', '--plot', tmp_path / 's.png')
+    found = json.loads((tmp_path / 's.json').read_text())['rows']
+    assert len(found) == rows == len(list(csv.DictReader((tmp_path / 's.csv').open())))
+    assert (tmp_path / 's.png').stat().st_size > 1000
+    if preset == 'fusions':
+        latencies = [r['latency_per_image_ms'] for r in found]
+        assert latencies == sorted(latencies, reverse=True)
+
+
+def test_sweep_chooses_granularities(tmp_path, capsys):
+    run('sweep', '--best', '--network', 'resnet50', '--paradigm', 'spatial', 'channel', '--rate',
+        '0.5', '--device', 'V100', 'TX2', '--json', tmp_path / 's.json')
+    best = json.loads((tmp_path / 's.json').read_text())['best']
+    assert len(best) == 4 and all(len(b['granularity'].split('-')) == 4 for b in best)
+
+
+def test_measure_and_compare(tmp_path):
+    run('measure', '--network', 'regnety_400mf', '--paradigm', 'layer', '--size', '64', '64',
+        '--repeats', '3', '--warmup', '1', '--json', tmp_path / 'm.json', '--csv',
+        tmp_path / 'm.csv', '--plot', tmp_path / 'm.png')
+    result = json.loads((tmp_path / 'm.json').read_text())
+    row = result['results'][0]
+    assert row['p50_ms'] > 0 and row['static_p99_ms'] >= row['static_p50_ms']
+    assert len(row['stages']) == 4 and result['stamp']['device'] == 'cpu'
+    assert sum(s['p50_ms'] for s in row['stages']) < 3 * row['p50_ms']
+    assert row['ratio_to_fastest_static'] == row['ratio_to_static'] > 0
+
+    run('calibrate', '--out', tmp_path / 'cal.json', '--per-kind', '10', '--rounds', '1',
+        '--json', tmp_path / 'k.json', '--plot', tmp_path / 'k.png')
+    run('compare', '--calibration', tmp_path / 'cal.json', '--network', 'regnety_400mf',
+        '--paradigm', 'layer', '--size', '64', '64', '--repeats', '3', '--warmup', '1',
+        '--json', tmp_path / 'c.json', '--plot', tmp_path / 'c.png')
+    row = json.loads((tmp_path / 'c.json').read_text())['rows'][0]
+    assert row['error'] == pytest.approx(row['predicted_ms'] / row['measured_ms'] - 1)
+    assert all((tmp_path / f'{n}.png').is_file() for n in 'mkc')
+    run('predict', '--network', 'resnet50', '--paradigm', 'layer', '--device',
+        tmp_path / 'cal.json', 'V100')
+
+
+@pytest.mark.slow
+def test_measure_compiles_the_static_net(tmp_path):
+    run('measure', '--network', 'regnety_400mf', '--paradigm', 'layer', '--size', '32', '32',
+        '--repeats', '2', '--warmup', '1', '--compile', '--json', tmp_path / 'm.json')
+    row = json.loads((tmp_path / 'm.json').read_text())['results'][0]
+    assert row['compiled_p50_ms'] > 0
+    assert row['ratio_to_fastest_static'] >= row['ratio_to_static']
+
+
+PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
+
+
+@pytest.mark.parametrize('args, message', [
+    ((*PREDICT, '--device', 'V99'), 'device must be one of'),
+    ((*PREDICT, '--device', 'V100', '--rate', '1.5'), 'rate must be a number from 0 to 1'),
+    ((*PREDICT, '--device', 'V100', '--batch', '0'), 'batch must be a positive int'),
+    (('predict', '--paradigm', 'spatial', '--granularity', '0', '--device', 'V100'),
+     'spatial_granularity must be'),
+    ((*PREDICT, '--device', 'V100', '--config', 'no.py'), 'no.py'),
+    ((*PREDICT, '--device', 'V100', '--rates', 'no.json'), '--rates must be a JSON report'),
+    ((*PREDICT, '--device', 'V100', '--plot', 'x.bmp'), '--plot must end in'),
+    (('sweep', '--device', 'V100', '--fusions', 'some'), 'fusions must be one of'),
+    (('sweep', '--device', 'V100', '--granularity', '4-x'), '--granularity must be'),
+    (('sweep', '--device', 'V100', '--best', '--paradigm', 'layer'), '--best needs'),
+    (('measure', '--network', 't2t_vit_14'), 'network must be one of'),
+    (('measure', '--precision', 'tf32'), "'tf32' needs a CUDA device"),
+    (('measure', '--rate', '2'), 'rate must be'),
+    (('compare', '--calibration', 'no.json'), 'must be a calibration file')])
+def test_bad_input_is_named_before_any_work(tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    fails(message, *args)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,325 @@
+"""Latency of LAUD backbones: predicted for a device, measured here, and compared.
+
+    latency.py predict   --network resnet101 --paradigm layer --rate 0.4 --device V100
+    latency.py sweep     --preset granularity --network resnet101 --device V100 TX2
+    latency.py measure   --network resnet50 --paradigm layer --rate 0.5 --batch 8
+    latency.py calibrate --out calibration.json
+    latency.py compare   --calibration calibration.json
+"""
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from laud_mm.latency.hardware import PRECISIONS, known_devices
+from laud_mm.latency.output import (format_table, plot_blocks, plot_lines, plot_predicted,
+                                    write_csv, write_json)
+from laud_mm.latency.schedule import FUSIONS
+from laud_mm.latency.sweep import (Predictors, Setting, best_granularity, network_flops,
+                                   sweep_row, sweep_settings)
+from laud_mm.specs.networks import NETWORKS, backbone_spec
+
+PARADIGMS = ('layer', 'channel', 'spatial', 'both', 'token', 'head', 'none')
+RATES = tuple(i / 10 for i in range(1, 11))
+# What the papers study with the predictor: defaults of a sweep, and its x axis.
+PRESETS = {
+    'rate': dict(x='rate', rate=RATES, paradigm=('layer', 'channel', 'spatial')),
+    'granularity': dict(x='granularity', rate=(0.2, 0.4, 0.6, 0.8), paradigm=('spatial',),
+                        granularity=('1', '2', '4', '7', '8', '4-4-2-1', '8-4-7-1')),
+    'channel_granularity': dict(x='granularity', rate=(0.2, 0.4, 0.6, 0.8),
+                                paradigm=('channel',), granularity=('1', '2', '4', '8')),
+    'batch': dict(x='batch', y='latency_per_image_ms', paradigm=('layer', 'channel', 'spatial'),
+                  batch=(1, 2, 4, 8, 16, 32, 64, 128, 256)),
+    'fusions': dict(x='fusions', paradigm=('spatial',), fusions=(
+        'none', 'masker_conv1', 'masker_conv1+gather_conv2', 'all')),
+    'channel_masker': dict(x='channel_masker', paradigm=('channel',),
+                           channel_masker=('mlp', 'linear')),
+}
+COLUMNS = ('network', 'device', 'paradigm', 'granularity', 'rate', 'batch', 'flops_fraction',
+           'static_latency_per_image_ms', 'latency_per_image_ms', 'ratio')
+
+
+def add_outputs(parser, plot):
+    parser.add_argument('--json', help='write everything to this JSON file')
+    parser.add_argument('--csv', help='write the table to this CSV file')
+    parser.add_argument('--plot', help=f'write a plot of {plot} to this .png, .pdf or .svg file')
+
+
+def add_networks(parser, several):
+    many = dict(nargs='+') if several else {}
+
+    def default(value):
+        return [value] if several else value
+    parser.add_argument('--network', default=default('resnet101'), choices=NETWORKS, **many)
+    parser.add_argument('--paradigm', choices=PARADIGMS, **many)
+    parser.add_argument('--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'))
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+
+    p = commands.add_parser('predict', help='predict one network on one or more devices')
+    add_networks(p, several=False)
+    p.add_argument('--config', help='predict the backbone of this config instead of --network')
+    p.add_argument('--rate', type=float, default=0.5, help='share of units on in every block')
+    p.add_argument('--rates', help='rates per block from this report of the latency hook')
+    p.add_argument('--granularity', nargs='+', type=int, help='S (spatial, both) or G (channel)')
+    p.add_argument('--batch', type=int, help="default: the device's own")
+    p.add_argument('--precision', choices=PRECISIONS, default='fp32')
+    p.add_argument('--channel-masker', choices=('mlp', 'linear'), default='mlp')
+    p.add_argument('--fusions', nargs='*', choices=FUSIONS, default=FUSIONS)
+    add_outputs(p, 'the blocks')
+
+    s = commands.add_parser('sweep', help='predict many settings; choose granularities')
+    add_networks(s, several=True)
+    s.add_argument('--preset', choices=PRESETS, default='rate', help='which study to run')
+    s.add_argument('--rate', nargs='+', type=float)
+    s.add_argument('--granularity', nargs='+', help='such as 4 or 8-4-7-1')
+    s.add_argument('--batch', nargs='+', type=int)
+    s.add_argument('--precision', nargs='+', choices=PRECISIONS)
+    s.add_argument('--fusions', nargs='+', help="'all', 'none' or names joined by +")
+    s.add_argument('--channel-masker', nargs='+', choices=('mlp', 'linear'))
+    s.add_argument('--best', action='store_true',
+                   help='choose the best granularity of each stage for every device')
+    add_outputs(s, 'the sweep')
+    for sub in (p, s):
+        sub.add_argument('--device', nargs='+', required=True,
+                         help=f'{", ".join(known_devices())}, or a device or calibration file')
+        sub.add_argument('--published', action='store_true',
+                         help="count what the papers' predictor counts, as it does")
+        sub.add_argument('--any-machine', action='store_true',
+                         help='use a calibration of another machine or torch version')
+
+    m = commands.add_parser('measure', help='time networks here, at forced rates')
+    c = commands.add_parser('compare', help='predicted against measured, here')
+    for sub in (m, c):
+        add_networks(sub, several=True)
+        sub.add_argument('--rate', nargs='+', type=float, default=[0.5])
+        sub.add_argument('--granularity', help='S or G, such as 8-4-7-1')
+        sub.add_argument('--batch', nargs='+', type=int, default=[1])
+        sub.add_argument('--warmup', type=int, default=5)
+        sub.add_argument('--repeats', type=int, default=30)
+    m.add_argument('--device', default='cpu')
+    m.add_argument('--precision', default='fp32',
+                   choices=('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16'))
+    m.add_argument('--layout', choices=('channels_last', 'contiguous'), default='channels_last')
+    m.add_argument('--compile', action='store_true', help='time the compiled static net too')
+    add_outputs(m, 'the ratios')
+    c.add_argument('--calibration', required=True, help='file of `calibrate`')
+    add_outputs(c, 'predicted over measured')
+
+    k = commands.add_parser('calibrate', help='measure the steps of the executor here')
+    k.add_argument('--out', required=True, help='calibration file to write')
+    k.add_argument('--device', default='cpu')
+    k.add_argument('--precision', choices=('fp32', 'fp16', 'bf16'), default='fp32')
+    k.add_argument('--per-kind', type=int, default=120, help='measured sizes per kind of step')
+    k.add_argument('--held-out', type=float, default=0.2, help='share not used in fitting')
+    k.add_argument('--rounds', type=int, default=3)
+    k.add_argument('--seed', type=int, default=0)
+    add_outputs(k, 'predicted over measured steps')
+    return parser.parse_args(argv)
+
+
+def check_outputs(args):
+    """Refuse outputs that could not be written, before any work."""
+    for field in ('json', 'csv', 'plot', 'out'):
+        path = getattr(args, field, None)
+        if path is None:
+            continue
+        if Path(path).is_dir():
+            raise ValueError(f'--{field} must be a file, got the folder {path}')
+        if field == 'plot' and Path(path).suffix not in ('.png', '.pdf', '.svg'):
+            raise ValueError(f'--plot must end in .png, .pdf or .svg, got {path}')
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def paradigm_of(name):
+    return None if name in (None, 'none') else name
+
+
+def granularity_of(values, paradigm):
+    """S or G per stage from the command line, for the paradigms that have one."""
+    if values is None or paradigm not in ('spatial', 'both', 'channel'):
+        return None
+    if isinstance(values, str):
+        if not all(v.isdigit() for v in values.split('-')):
+            raise ValueError(f'--granularity must be ints joined by -, such as 8-4-7-1, '
+                             f'got {values!r}')
+        values = [int(v) for v in values.split('-')]
+    return tuple(values) * (4 if len(values) == 1 else 1)
+
+
+def track(sequence):
+    """Iterate with a progress bar on the error stream."""
+    from rich.console import Console
+    from rich.progress import track as rich_track
+    return rich_track(sequence, console=Console(stderr=True), transient=True)
+
+
+def predict(args):
+    paradigm = paradigm_of(args.paradigm)
+    setting = Setting(args.network, paradigm, args.rate, args.device[0], args.batch,
+                      granularity_of(args.granularity, paradigm), tuple(args.fusions),
+                      args.channel_masker, args.precision, tuple(args.size))
+    predictors, rates = Predictors(args.published, args.any_machine), args.rate
+    if args.config:
+        from mmengine.config import Config
+        backbone = Config.fromfile(args.config).model.backbone
+        spec = backbone_spec(backbone, args.size)
+        about = dict(config=args.config, rate=args.rate, image_size=list(args.size),
+                     paradigm=backbone.get('paradigm', 'layer'))
+    else:
+        spec, about = setting.spec(), setting.about()
+    if args.rates:
+        rates = recorded_rates(args.rates, spec)
+        about.update(rate=None, rates=args.rates)
+    about.update(network_flops(spec, rates))
+    reports = [predictors[replace(setting, device=device)].predict(spec, rates, args.batch, about)
+               for device in args.device]
+
+    print(format_table([sweep_row(r) for r in reports], COLUMNS))
+    for report in reports:
+        if report.mode == 'published':
+            print(f'{report.device}: as published, residual blocks only')
+    write_outputs(args, [r.as_dict() for r in reports],
+                  [dict(device=r.device, **row) for r in reports for row in r.rows()])
+    if args.plot:
+        plot_blocks(reports[0], args.plot)
+
+
+def recorded_rates(path, spec):
+    """Rates per block that a report of the latency hook holds; None for blocks always on."""
+    try:
+        blocks = json.loads(Path(path).read_text())['blocks']
+        rates = {block['name']: block['rate'] for block in blocks}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'--rates must be a JSON report of LatencyHook, got {path}: '
+                         f'{error!r}') from error
+    names = [block.name for block in spec.blocks]
+    if set(rates) != set(names):
+        raise ValueError(f'--rates must cover the {len(names)} blocks of the network, {path} '
+                         f'covers {len(set(rates) & set(names))} of them')
+    return [None if rates[name] == 1 else rates[name] for name in names]
+
+
+def write_outputs(args, content, rows):
+    if args.json:
+        write_json(content[0] if len(content) == 1 else content, args.json)
+    if args.csv:
+        write_csv(rows, args.csv)
+
+
+def fusions_of(text):
+    return {'all': FUSIONS, 'none': ()}.get(text) if text in ('all', 'none') \
+        else tuple(text.split('+'))
+
+
+def sweep(args):
+    preset = PRESETS[args.preset]
+
+    def chosen(field, default):
+        value = getattr(args, field)
+        return value if value is not None else preset.get(field, default)
+
+    paradigms = [paradigm_of(p) for p in chosen('paradigm', ('layer',))]
+    predictors = Predictors(args.published, args.any_machine)
+    settings = sweep_settings(
+        args.network, paradigms, chosen('rate', (0.5,)), args.device, chosen('batch', (None,)),
+        [granularity_of(g, 'spatial') for g in chosen('granularity', (None,))],
+        [fusions_of(f) for f in chosen('fusions', ('all',))],
+        chosen('channel_masker', ('mlp',)), chosen('precision', ('fp32',)), args.size)
+    if args.best:
+        return choose_granularities(args, predictors, settings)
+    reports = [predictors.predict(setting) for setting in track(settings)]
+    rows = [sweep_row(report) for report in reports]
+    x = preset['x']
+    print(format_table(rows, COLUMNS if x in COLUMNS else (*COLUMNS, x)))
+    write_outputs(args, [dict(preset=args.preset, rows=rows)], rows)
+    if args.plot:
+        lines = [c for c in ('network', 'device', 'paradigm', 'granularity', 'rate', 'batch',
+                             'fusions', 'channel_masker', 'precision') if c != x]
+        plot_lines(rows, args.plot, x, preset.get('y', 'ratio'), lines)
+
+
+def choose_granularities(args, predictors, settings):
+    rows, details = [], []
+    plain = dict.fromkeys(replace(s, granularity=None) for s in settings
+                          if s.paradigm in ('spatial', 'channel'))
+    for setting in track(list(plain)):
+        choice, stages = best_granularity(predictors, setting)
+        best = predictors.predict(replace(setting, granularity=choice))
+        rows.append(sweep_row(best))
+        details.append(dict(sweep_row(best), stages=stages))
+    if not rows:
+        raise ValueError("--best needs --paradigm spatial or channel, which have a granularity")
+    print(format_table(rows, COLUMNS))
+    write_outputs(args, [dict(best=details)], rows)
+    if args.plot:
+        plot_lines(rows, args.plot, 'rate', 'ratio', ('network', 'device', 'paradigm'))
+
+
+def bench_settings(args):
+    from laud_mm.profiling.backbones import BenchSetting
+    paradigms = [paradigm_of(p) for p in args.paradigm or ('layer', 'channel', 'spatial')]
+    return [BenchSetting(network, paradigm, rate, batch,
+                         granularity_of(args.granularity, paradigm), tuple(args.size))
+            for network in args.network for paradigm in paradigms for rate in args.rate
+            for batch in args.batch]
+
+
+def measure(args):
+    from laud_mm.latency.measure import device_stamp
+    from laud_mm.profiling.backbones import MEASURED_COLUMNS, measure_setting
+    rows = []
+    for setting in track(bench_settings(args)):
+        rows.append(measure_setting(setting, args.device, args.precision, args.layout,
+                                    args.compile, args.warmup, args.repeats))
+    print(format_table(rows, MEASURED_COLUMNS))
+    write_outputs(args, [dict(stamp=device_stamp(args.device), precision=args.precision,
+                              layout=args.layout, results=rows)], rows)
+    if args.plot:
+        plot_lines(rows, args.plot, 'rate', 'ratio_to_fastest_static',
+                   ('network', 'paradigm', 'batch'))
+
+
+def calibrate(args):
+    from laud_mm.profiling.calibrate import calibrate as run, summarise_errors
+    rows = run(args.out, args.device, args.precision, args.per_kind, args.held_out, args.rounds,
+               args.seed, track)
+    held_out = [row for row in rows if row['held_out']]
+    summary = summarise_errors(held_out)
+    print(format_table(summary, ('kind', 'steps', 'within_15_percent', 'median_error')))
+    write_outputs(args, [dict(summary=summary, steps=rows)], rows)
+    if args.plot:
+        plot_predicted(held_out, args.plot, group='kind')
+    print(f'wrote {args.out}')
+
+
+def compare(args):
+    from laud_mm.latency.calibrated import CalibratedPredictor
+    from laud_mm.profiling.backbones import compare_setting
+    predictor = CalibratedPredictor(args.calibration)
+    rows = [compare_setting(setting, predictor, args.warmup, args.repeats)
+            for setting in track(bench_settings(args))]
+    print(format_table(rows, ('network', 'paradigm', 'rate', 'batch', 'measured_ms',
+                              'predicted_ms', 'error', 'static_measured_ms',
+                              'static_predicted_ms', 'static_error')))
+    write_outputs(args, [dict(stamp=predictor.stamp, rows=rows)], rows)
+    if args.plot:
+        plot_predicted(rows, args.plot, group='paradigm', bound=0.10)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        check_outputs(args)
+        globals()[args.command](args)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
