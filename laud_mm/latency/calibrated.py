@@ -2,6 +2,7 @@
 import importlib.metadata
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from laud_mm.specs import Rates, TransformerShape
@@ -12,7 +13,7 @@ from .machine import cpu_name
 from .output import write_json
 from .prediction import BlockLatency, LatencyReport, OpLatency
 from .schedule import FUSIONS
-from .steps import StepModel, executor_steps, outside_steps, static_steps
+from .steps import NetCorrection, StepModel, executor_steps, outside_steps, static_steps
 
 FORMAT, VERSION = 'laud_mm calibration', 1
 
@@ -42,7 +43,8 @@ class CalibratedPredictor:
         if not any_machine:
             check_stamp(self.path, self.stamp)
         self.name = self.path.stem
-        self.model = StepModel(content['weights'], content['units'])
+        self.model = StepModel(content['weights'], content['units'],
+                               NetCorrection(**content['correction']))
 
     def predict(self, network, rates=1.0, batch=None, about=None):
         """Predict a backbone; arguments and result as of `AnalyticPredictor.predict`."""
@@ -79,7 +81,7 @@ def read_calibration(path):
     if found != (FORMAT, VERSION):
         raise ValueError(f'{path} must have format {FORMAT!r} version {VERSION}, got {found[0]!r} '
                          f'version {found[1]!r}: calibrate again')
-    missing = {'stamp', 'precision', 'units', 'weights'} - set(content)
+    missing = {'stamp', 'precision', 'units', 'weights', 'correction'} - set(content)
     if missing:
         raise ValueError(f'{path} lacks {", ".join(sorted(missing))}: calibrate again')
     return content
@@ -111,7 +113,8 @@ def _device_name(device):
 def save_calibration(path, model, stamp, precision, validation):
     """Write a calibration file, complete or not at all."""
     write_json(dict(format=FORMAT, version=VERSION, stamp=stamp, precision=precision,
-                    units=model.units, validation=validation, weights=model.weights), path)
+                    units=model.units, validation=validation, weights=model.weights,
+                    correction=asdict(model.correction)), path)
 
 
 def is_calibration(device):

@@ -47,6 +47,10 @@ STEP_SIZES = dict(
     # What a block costs besides.
     block=(),
 )
+# Groups of kinds that slow down alike in a net.
+STEP_GROUPS = {kind: 'matrix' if kind.startswith(('conv', 'linear')) else
+               'decide' if 'mask' in kind or 'slice' in kind or kind in ('plan_patches', 'block')
+               else 'move' for kind in STEP_SIZES}
 _MATRIX = ('conv1x1', 'conv3x3', 'conv3x3_windows', 'linear', 'conv7x7')
 _EXPONENTS = (0.0, 0.5, 1.0)
 _OCTAVES = range(0, 28)
@@ -153,33 +157,64 @@ def step_features(kind, sizes, units):
     return np.concatenate(features, 1)
 
 
+@dataclass(frozen=True)
+class NetCorrection:
+    """What steps cost more in a net than by themselves, over and over.
+
+    There the code and the memory of other steps have been through the caches.
+
+    Attributes:
+        factors (dict[str, float]): By the groups of `STEP_GROUPS`.
+        call_ms (float): Added for every call to torch.
+        calls (dict[str, float]): `Step.key` -> calls to torch that it makes.
+    """
+    factors: Dict[str, float]
+    call_ms: float
+    calls: Dict[str, float]
+
+
 class StepModel:
-    """Latency of steps on one machine: weights of their terms.
+    """Latency of steps on one machine.
 
     Args:
         weights (dict[str, dict[str, float]]): `Step.key` -> term -> ms.
         units (int): See `step_features`.
+        correction (NetCorrection, optional): Default: steps cost in a net what
+            they cost by themselves.
     """
 
-    def __init__(self, weights: Dict[str, Dict[str, float]], units: int):
-        self.weights, self.units, self._latencies, self._keys = weights, units, {}, {}
-        self._terms = {}
+    def __init__(self, weights: Dict[str, Dict[str, float]], units: int, correction=None):
+        self.weights, self.units, self.correction = weights, units, correction
+        self._alone, self._keys, self._terms = {}, {}, {}
         for key, own in weights.items():
             terms = step_terms(key.split('/')[0])
             self._terms[key] = [(i, own[term]) for i, term in enumerate(terms) if term in own]
 
     def latency_ms(self, step):
-        """Predicted latency of one run of a step.
+        """Predicted latency of one run of a step in a net.
 
         Raises:
             ValueError: If the calibration does not know the kind of step.
         """
+        alone = self.alone_ms(step)
+        if self.correction is None:
+            return alone
+        factor = self.correction.factors.get(STEP_GROUPS[step.kind], 1.0)
+        return factor * alone + self.correction.call_ms * self.calls(step)
+
+    def calls(self, step):
+        """Calls to torch that a step makes."""
+        return 0.0 if self.correction is None else self.correction.calls.get(
+            self._nearest(step), 0.0)
+
+    def alone_ms(self, step):
+        """Predicted latency of one run of a step that is run over and over."""
         case = step.key, step.sizes
-        if case not in self._latencies:
+        if case not in self._alone:
             values = step_features(step.kind, [step.sizes], self.units)[0]
-            self._latencies[case] = float(sum(
+            self._alone[case] = float(sum(
                 values[i] * weight for i, weight in self._terms[self._nearest(step)]))
-        return self._latencies[case]
+        return self._alone[case]
 
     def _nearest(self, step):
         """The key of the measured variant that is nearest to the step's."""
@@ -243,8 +278,9 @@ def outside_steps(ops, batch):
             reads = op.in_size[0] * op.in_size[1] * batch
             sizes = (rows, op.in_channels, op.out_channels)
             kind = f'conv{op.kernel_size}x{op.kernel_size}'
-            steps += [Step(kind, sizes if kind == 'conv7x7' else (*sizes, reads), name=op.name,
-                           args=(batch, *op.out_size, op.stride)),
+            stem = kind == 'conv7x7'
+            steps += [Step(kind, sizes if stem else (*sizes, reads), () if stem else (op.stride,),
+                           name=op.name, args=(batch, *op.out_size, op.stride)),
                       Step('relu', (rows, op.out_channels), name=op.name)]
     return steps
 
@@ -280,8 +316,8 @@ class _BottleneckSteps:
                           self.in_rows, self.out, self.shape.stride, name='downsample')]
 
     def conv(self, kind, n, inputs, outputs, read_rows, out, stride=1, name='', variant=()):
-        return self.step(kind, (n * math.prod(out), inputs, outputs, n * read_rows), variant,
-                         args=(n, *out, stride), name=name)
+        return self.step(kind, (n * math.prod(out), inputs, outputs, n * read_rows),
+                         (stride, *variant), args=(n, *out, stride), name=name)
 
     def branch(self, n, active=None):
         """conv1 to conv3 on n whole samples, with some of the channels active."""

@@ -1,15 +1,16 @@
 """Time whole LAUD backbones beside their static nets, at forced rates."""
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 import torch
 
-from laud_mm.latency.measure import LatencyStats, Timer, measure_interleaved
+from laud_mm.latency.measure import Timer, measure_interleaved
 from laud_mm.latency.sweep import Setting
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.models.dynamic import force_rate, replay
+from laud_mm.specs import Rates
 from laud_mm.specs.arguments import check_choice, check_fraction
 from laud_mm.specs.networks import REGNETS, RESNETS, best_spatial_granularity
 
@@ -85,13 +86,65 @@ def run_precision(precision, device):
         torch.backends.cudnn.allow_tf32 = conv
 
 
+@dataclass(frozen=True)
+class TimedBackbone:
+    """Latencies of a backbone and its static net, timed in turn.
+
+    Attributes:
+        stats (dict[str, LatencyStats]): Per batch, by program: 'dynamic',
+            'static', and 'compiled' where asked for.
+        ratios (dict[str, float]): Dynamic over each other program, the median
+            over runs that were timed together.
+        cost (ActivationCost): What was decided.
+        programs (dict[str, Callable]): What was timed.
+    """
+    stats: dict
+    ratios: dict
+    cost: Any
+    programs: dict
+
+
+def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None):
+    """Time a backbone at an exact forced rate, and its static net.
+
+    Args:
+        net (LAUDBackbone): In evaluation. Its maskers run and count; random
+            decisions of the rate replace theirs.
+        x (Tensor): (N, 3, H, W) images.
+        rate (float): Share of units on.
+        warmup (int): Untimed runs of each.
+        repeats (int): Timed runs of each.
+        compiled (Callable, optional): A compiled static net to time too.
+
+    Returns:
+        TimedBackbone: The figures.
+    """
+    with force_rate(net, rate):
+        net(x)
+    cost, decisions = net.record.cost(), net.record.decisions
+
+    def dynamic():
+        with replay(net, decisions):
+            net(x)
+
+    def static():
+        with net.as_static():
+            net(x)
+    programs = dict(dynamic=dynamic, static=static)
+    if compiled is not None:
+        programs['compiled'] = lambda: compiled(x)
+    stats, samples = measure_interleaved(programs, x.device, warmup, repeats)
+    ratios = {name: float(np.median(np.divide(samples['dynamic'], own)))
+              for name, own in samples.items() if name != 'dynamic'}
+    return TimedBackbone(stats, ratios, cost, programs)
+
+
 def measure_setting(setting, device='cpu', precision='fp32', layout='channels_last',
                     compile_static=False, warmup=5, repeats=30):
     """Time a network and its static counterpart in turn.
 
     Args:
-        setting (BenchSetting): What to time. Maskers run and count; their
-            decisions are replaced by random ones of the exact rate.
+        setting (BenchSetting): What to time.
         device (str): Where.
         precision (str): See `run_precision`.
         layout (str): 'channels_last' or 'contiguous' weights and images.
@@ -109,46 +162,36 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     device = torch.device(device)
     memory = LAYOUTS[check_choice('layout', layout, tuple(LAYOUTS))]
     dtype = _WHOLE.get(precision, torch.float32)
-    net = setting.build().to(device, dtype, memory_format=memory)
-    x = torch.randn(setting.batch, 3, *setting.image_size, device=device, dtype=dtype)
-    x = x.contiguous(memory_format=memory)
     with torch.no_grad(), run_precision(precision, device):
-        with force_rate(net, setting.rate):
-            net(x)
-        cost, decisions = net.record.cost(), net.record.decisions
-
-        def static():
-            with net.as_static():
-                net(x)
-
-        def dynamic():
-            with replay(net, decisions):
-                net(x)
-        programs = dict(dynamic=dynamic, static=static)
-        if compile_static:
-            compiled = compiled_static(setting, net, memory)
-            programs['compiled'] = lambda: compiled(x)
-        stats, samples = measure_interleaved(programs, device, warmup, repeats)
-        stages = {name: stage_latencies(net, programs[name], device, max(repeats // 3, 3))
+        net = setting.build().to(device, dtype, memory_format=memory)
+        x = torch.randn(setting.batch, 3, *setting.image_size, device=device, dtype=dtype)
+        x = x.contiguous(memory_format=memory)
+        compiled = compiled_static(setting, net, memory) if compile_static else None
+        timed = time_backbone(net, x, setting.rate, warmup, repeats, compiled)
+        stages = {name: stage_latencies(net, timed.programs[name], device, max(repeats // 3, 3))
                   for name in ('dynamic', 'static')}
 
-    def per_image(name):
-        return {f'{key}_ms': getattr(stats[name], f'{key}_ms') / setting.batch
+    def per_image(name, prefix=''):
+        return {f'{prefix}{key}_ms': getattr(timed.stats[name], f'{key}_ms') / setting.batch
                 for key in ('mean', 'p50', 'p90', 'p99')}
-    ratios = {name: float(np.median(np.divide(samples['dynamic'], samples[name])))
-              for name in samples if name != 'dynamic'}
     row = dict(network=setting.network, paradigm=setting.paradigm, rate=setting.rate,
                batch=setting.batch, size=list(setting.image_size),
                granularity=setting.prediction().about()['granularity'],
-               realised_rate=cost.mean_rate.item(), flops_fraction=cost.fraction.mean().item(),
-               **per_image('dynamic'),
-               **{f'{prefix}_{key}': value for name, prefix in (
-                   ('static', 'static'), ('compiled', 'compiled')) if name in stats
-                  for key, value in per_image(name).items()},
-               ratio_to_static=ratios['static'], ratio_to_fastest_static=max(ratios.values()))
+               realised_rate=timed.cost.mean_rate.item(),
+               flops_fraction=timed.cost.fraction.mean().item(), **per_image('dynamic'))
+    for name in timed.ratios:
+        row.update(per_image(name, f'{name}_'))
+    row.update(ratio_to_static=timed.ratios['static'],
+               ratio_to_fastest_static=max(timed.ratios.values()),
+               block_rates=[mean_rates(rates) for rates in timed.cost.block_rates])
     row['stages'] = [dict(stage=i + 1, p50_ms=d / setting.batch, static_p50_ms=s / setting.batch)
                      for i, (d, s) in enumerate(zip(stages['dynamic'], stages['static']))]
     return row
+
+
+def mean_rates(rates):
+    """Means over the images of a block's rates: a JSON-ready dict."""
+    return {name: float(torch.as_tensor(value).mean()) for name, value in vars(rates).items()}
 
 
 def compiled_static(setting, net, memory):
@@ -195,7 +238,9 @@ def compare_setting(setting, predictor, warmup=5, repeats=30):
     measured = measure_setting(setting, predictor.stamp['device'], predictor.precision,
                                warmup=warmup, repeats=repeats)
     prediction = setting.prediction()
-    report = predictor.predict(prediction.spec(), setting.rate, setting.batch)
+    # The rates that really were: a block of few units cannot have any rate.
+    rates = [Rates(**rates) for rates in measured['block_rates']]
+    report = predictor.predict(prediction.spec(), rates, setting.batch)
     row = dict(network=setting.network, paradigm=setting.paradigm, rate=setting.rate,
                batch=setting.batch, granularity=measured['granularity'],
                measured_ms=measured['p50_ms'], predicted_ms=report.latency_per_image_ms,

@@ -7,44 +7,57 @@ import torch
 
 from laud_mm.latency.calibrated import save_calibration
 from laud_mm.latency.measure import Timer, device_stamp
-from laud_mm.latency.steps import (STEP_SIZES, Step, StepModel, executor_steps, outside_steps,
-                                   static_steps, step_features, step_terms)
-from laud_mm.specs import BlockSpec, BottleneckShape, regnet_stem_specs, resnet_stem_specs
+from laud_mm.latency.steps import (STEP_GROUPS, STEP_SIZES, NetCorrection, Step, StepModel,
+                                   executor_steps, outside_steps, static_steps, step_features,
+                                   step_terms)
+from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
+from laud_mm.specs import (BlockSpec, BottleneckShape, Rates, regnet_stem_specs,
+                           resnet_stem_specs)
 
 from laud_mm.specs.arguments import check_choice, check_fraction
 
+from .backbones import mean_rates, time_backbone
 from .steps import StepProgram
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 GOOD = 0.15  # a prediction within this share of the measurement is a good one
 MAX_MACS = 1.2e9
 MAX_VALUES = 1.3e7
+MIN_REPEATS, MAX_REPEATS, ROUND_MS = 5, 30, 15  # timed runs of a step per round
 
 
 def random_block(rng):
-    """A random bottleneck block: geometry, paradigm, S and G, input size, rate and batch."""
+    """A random bottleneck block of the sizes that networks have.
+
+    Returns:
+        tuple[BlockSpec, float, int]: The block with its geometry, paradigm, S
+        and G at an input size; a rate; a batch.
+    """
     grouped = rng.random() < 0.35
-    size = rng.choice((7, 8, 10, 12, 14, 16, 20, 25, 28, 32, 40, 48, 56))
     group_width = rng.choice((8, 16, 24))
     if grouped:
-        width = group_width * rng.randint(2, max(800 // group_width, 3))
+        width = group_width * round(rng.uniform(48, 900) / group_width)
     else:
-        width = 8 * round(2**rng.uniform(1, 6))
-    first = rng.random() < 0.3
+        width = 8 * round(2**rng.uniform(2.4, 6))
+    first = rng.random() < 0.35
     out_channels = width if grouped else 4 * width
     in_channels = out_channels
     if first:
-        in_channels = 8 * max(round(out_channels * rng.uniform(0.25, 0.6) / 8), 2)
-    paradigm = rng.choice(('layer', 'channel', 'spatial', 'spatial'))
-    units = [g for g in (1, 2, 4, 8) if width % g == 0]
+        in_channels = 8 * max(round(out_channels * rng.uniform(0.25, 0.6) / 8), 4)
     shape = BottleneckShape(
         'block', 0, in_channels, width, out_channels, stride=2 if first else 1,
-        groups=width // group_width if grouped else 1, downsample=first, paradigm=paradigm,
+        groups=width // group_width if grouped else 1, downsample=first,
+        paradigm=rng.choice(('layer', 'channel', 'spatial', 'spatial')),
         se_channels=max(in_channels // 4, 8) if grouped else 0,
-        spatial_granularity=rng.choice((1, 2, 4, 4, 7, 8)), channel_granularity=rng.choice(units))
-    aspect = rng.choice((1, 1, 1, 1.5))
-    in_size = (size * (2 if first else 1), round(size * aspect) * (2 if first else 1))
-    return BlockSpec.of(shape, in_size), rng.uniform(0.05, 1.0), rng.choice((1, 1, 2, 4, 8, 8))
+        spatial_granularity=rng.choice((1, 2, 4, 4, 7, 8)),
+        channel_granularity=rng.choice([g for g in (1, 2, 4, 8) if width % g == 0]))
+    # Wide maps are thin: nets halve the size where they double the channels.
+    sizes = [n for n in (7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56)
+             if n * out_channels <= 56 * 600]
+    height = rng.choice(sizes) * (2 if first else 1)
+    width = round(height * rng.choice((1, 1, 1, 1.5)))
+    return BlockSpec.of(shape, (height, width)), rng.uniform(0.1, 1.0), rng.choice(
+        (1, 1, 2, 4, 8, 8))
 
 
 def random_steps(rng):
@@ -66,6 +79,7 @@ def _is_affordable(step):
     width = max(sizes.get(k, 1) for k in ('channels', 'inputs', 'outputs', 'width'))
     inner = sizes.get('inputs', 1) * sizes.get('outputs', 1)
     taps = 9 if '3x3' in step.kind else 1
+    rows *= sizes.get('batch', sizes.get('samples', 1)) if 'sample_rows' in sizes else 1
     return rows * width <= MAX_VALUES and sizes.get('rows', 1) * inner * taps <= MAX_MACS
 
 
@@ -95,7 +109,7 @@ def draw_steps(per_kind, seed=0):
     return steps
 
 
-def measure_steps(steps, device, dtype=torch.float32, rounds=3, repeats=5, track=iter):
+def measure_steps(steps, device, dtype=torch.float32, rounds=2, track=iter):
     """Measure steps in several rounds over all of them, so that drift hits all alike.
 
     Args:
@@ -103,28 +117,46 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=3, repeats=5, track
         device (str): Where.
         dtype (torch.dtype): Type of maps and weights.
         rounds (int): Rounds over all steps.
-        repeats (int): Timed runs of a step in each round.
-        track (Callable): Wraps the iterable, for a progress bar.
+        track (Callable): Wraps an iterable, for a progress bar.
 
     Returns:
-        list[dict]: Per step its `kind`, real `sizes` and median `measured_ms`.
+        list[dict]: Per step its `kind`, `variant`, real `sizes`, median
+        `measured_ms`, and the `calls` to torch that it makes.
     """
-    timer, samples, sizes = Timer(device), [[] for _ in steps], [None] * len(steps)
+    timer, samples, done = Timer(device), [[] for _ in steps], [None] * len(steps)
+    _settle_allocator()
     with torch.inference_mode():
         for index in track([i for _ in range(rounds) for i in range(len(steps))]):
             torch.manual_seed(index)
             program = StepProgram(steps[index], device, dtype)
-            sizes[index] = program.sizes
-            for i in range(repeats + 2):
-                program.prepare()
-                spent = timer.time_ms(program.run)
-                if steps[index].kind == 'block':
-                    spent -= timer.time_ms(program.without)
-                if i >= 2:
-                    samples[index].append(spent)
-    return [dict(kind=step.kind, variant=list(step.variant), sizes=list(map(float, size)),
-                 measured_ms=float(np.median(own)))
-            for step, size, own in zip(steps, sizes, samples)]
+            samples[index] += _time_program(program, timer)
+            done[index] = dict(sizes=list(map(float, program.sizes)), calls=program.calls())
+    return [dict(kind=step.kind, variant=list(step.variant),
+                 measured_ms=float(np.median(own)), **about)
+            for step, own, about in zip(steps, samples, done)]
+
+
+def _time_program(program, timer):
+    """Latencies in ms of a warm program; short ones, which vary more, are run more often."""
+    samples, wanted = [], MIN_REPEATS
+    while len(samples) < wanted + 2:
+        program.prepare()
+        spent = timer.time_ms(program.run)
+        if program.without is not None:
+            spent -= timer.time_ms(program.without)
+        samples.append(spent)
+        if len(samples) == 2:  # the first two warm up
+            wanted = min(max(round(ROUND_MS / max(spent, 1e-6)), MIN_REPEATS), MAX_REPEATS)
+    return samples[2:]
+
+
+def _settle_allocator():
+    """Free one large block: from then on the C library keeps blocks up to that size.
+
+    A net that has run once has done so too; before, every map would come as
+    fresh pages, which cost more than many a step.
+    """
+    torch.empty(31 << 18).fill_(0)
 
 
 def fit_steps(rows, units):
@@ -171,10 +203,89 @@ def step_errors(rows, model):
     """Compare measured steps with a model: the rows with `predicted_ms` and `error`."""
     compared = []
     for row in rows:
-        predicted = model.latency_ms(_step_of(row))
+        predicted = model.alone_ms(_step_of(row))
         compared.append(dict(row, predicted_ms=predicted,
                              error=predicted / row['measured_ms'] - 1))
     return compared
+
+
+def random_net(rng):
+    """A random backbone with its images' size, a rate and a batch."""
+    paradigm = rng.choice(('layer', 'channel', 'spatial'))
+    kwargs = dict(paradigm=paradigm, channel_granularity=rng.choice((1, 2, 4)),
+                  spatial_granularity=rng.choice(((4, 4, 2, 1), (8, 4, 7, 1), (2, 2, 2, 2),
+                                                  (7, 7, 7, 7))))
+    batch, side = rng.choice((1, 1, 2, 4, 8)), 32 * rng.randint(4, 8)
+    if rng.random() < 0.5:
+        net = LAUDResNet(50, base_channels=rng.choice((32, 40, 48, 64, 72)), **kwargs)
+    else:
+        group = rng.choice((8, 16, 24))
+        widths = [group * round(w * rng.uniform(0.8, 1.6) / group) or group
+                  for w in (48, 104, 208, 440)]
+        net = LAUDRegNet(dict(widths=widths, depths=(1, 3, rng.randint(4, 8), rng.randint(2, 6)),
+                              group_widths=group), **kwargs)
+    return net.eval(), (side, side), rng.uniform(0.2, 0.9), batch
+
+
+def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=9, track=iter):
+    """Time random backbones, dynamic and static.
+
+    Returns:
+        list[tuple[list[Step], float]]: The steps of a net, and its measured
+        latency in ms; two entries per net.
+    """
+    rng, rows = random.Random(seed), []
+    with torch.no_grad():
+        for _ in track(range(count)):
+            torch.manual_seed(seed)
+            net, size, rate, batch = random_net(rng)
+            net = net.to(device, dtype, memory_format=torch.channels_last)
+            x = torch.randn(batch, 3, *size, device=device, dtype=dtype)
+            timed = time_backbone(net, x.contiguous(memory_format=torch.channels_last), rate,
+                                  warmup=2, repeats=repeats)
+            spec = net.op_specs(size)
+            rates = [Rates(**mean_rates(rates)) for rates in timed.cost.block_rates]
+            stem = outside_steps(spec.stem, batch)
+            rows += [([*stem, *(step for block, rate in zip(spec.blocks, rates)
+                                for step in executor_steps(block, rate, batch))],
+                      timed.stats['dynamic'].p50_ms),
+                     ([*stem, *(step for block in spec.blocks
+                                for step in static_steps(block, batch))],
+                      timed.stats['static'].p50_ms)]
+    return rows
+
+
+def correct_for_nets(model, step_rows, nets):
+    """Add to a model what steps cost more in nets.
+
+    Args:
+        model (StepModel): Fitted to steps by themselves.
+        step_rows (Sequence[dict]): What it was fitted to.
+        nets (Sequence[tuple[list[Step], float]]): From `measure_nets`.
+
+    Returns:
+        StepModel: With a `NetCorrection`.
+    """
+    calls = {}
+    for row in step_rows:
+        calls.setdefault(_step_of(row).key, []).append(row['calls'])
+    calls = {key: float(np.mean(own)) for key, own in calls.items()}
+    counting = StepModel(model.weights, model.units, NetCorrection({}, 0.0, calls))
+    groups = sorted(set(STEP_GROUPS.values()))
+    table, measured = [], []
+    for steps, latency_ms in nets:
+        sums = dict.fromkeys(groups, 0.0)
+        for step in steps:
+            sums[STEP_GROUPS[step.kind]] += step.times * counting.alone_ms(step)
+        number = sum(step.times * counting.calls(step) for step in steps)
+        table.append([*sums.values(), number])
+        measured.append(latency_ms)
+    # Groups that always come together cannot be told apart: each also tends to 1.
+    table += [[float(g == own) for g in groups] + [0.0] for own in groups]
+    solution = _fit_relative(np.array(table), np.array([*measured, *(1.0 for _ in groups)]))
+    factors = dict(zip(groups, map(float, solution[:-1])))
+    return StepModel(model.weights, model.units,
+                     NetCorrection(factors, float(solution[-1]), calls))
 
 
 def summarise_errors(rows):
@@ -196,9 +307,9 @@ def summarise_errors(rows):
             line('all', rows)]
 
 
-def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, rounds=3,
-              seed=0, track=iter):
-    """Measure random steps here, fit them, check the fit on others, and write the file.
+def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, rounds=2,
+              nets=40, seed=0, track=iter):
+    """Measure random steps and nets here, fit them, check the fit on others, write the file.
 
     Args:
         path (str): Calibration file to write.
@@ -207,7 +318,8 @@ def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, 
         per_kind (int): Steps measured of every kind.
         held_out (float): Share of them that is measured but not fitted.
         rounds (int): Rounds over all steps.
-        seed (int): Of the steps drawn.
+        nets (int): Random backbones measured.
+        seed (int): Of the steps and nets drawn.
         track (Callable): Wraps an iterable, for a progress bar.
 
     Returns:
@@ -218,7 +330,8 @@ def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, 
     """
     dtype = DTYPES[check_choice('precision', precision, tuple(DTYPES))]
     check_fraction('held_out', held_out, 0.0, 0.9)
-    for field, value, low in (('per_kind', per_kind, 10), ('rounds', rounds, 1)):
+    for field, value, low in (('per_kind', per_kind, 10), ('rounds', rounds, 1),
+                              ('nets', nets, 4)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f'{field} must be an int >= {low}, got {value!r}')
     device = torch.device(device)
@@ -231,7 +344,9 @@ def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, 
     units = torch.get_num_threads()
     if device.type == 'cuda':
         units = torch.cuda.get_device_properties(device).multi_processor_count
-    model = fit_steps([row for row in rows if not row['held_out']], units)
+    fitted = [row for row in rows if not row['held_out']]
+    model = correct_for_nets(fit_steps(fitted, units), fitted,
+                             measure_nets(nets, device, dtype, seed, track=track))
     rows = step_errors(rows, model)
     tested = [row for row in rows if row['held_out']]
     save_calibration(path, model, device_stamp(device), precision,

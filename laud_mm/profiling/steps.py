@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from laud_mm import ops
 from laud_mm.models.dynamic.decision import expand_patches, halo
@@ -20,6 +21,16 @@ from laud_mm.specs import BottleneckShape
 COLD_BYTES, MAX_COPIES = 16 << 20, 32
 
 
+class _CallCounter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
 class StepProgram:
     """A step, ready to be timed.
 
@@ -30,11 +41,12 @@ class StepProgram:
 
     Attributes:
         sizes (tuple[float, ...]): The sizes that it really has.
+        without (Callable | None): What to subtract from the time of `run`.
     """
 
     def __init__(self, step, device, dtype=torch.float32):
         self.device, self.dtype = torch.device(device), dtype
-        self._fresh = []
+        self._fresh, self.without = [], None
         integers = [max(round(size), 1) for size in step.sizes]
         self.sizes, self.run = getattr(self, f'_{step.kind}')(step, *integers)
 
@@ -43,8 +55,19 @@ class StepProgram:
         for target, source in self._fresh:
             target.copy_(source)
 
+    def calls(self):
+        """How many operators of torch one run calls, beyond those of `without`."""
+        if self.without is not None:
+            return 0  # what is measured is what lies between them
+        counter = _CallCounter()
+        self.prepare()
+        with counter:
+            self.run()
+        return counter.calls
+
     def _tensor(self, *shape):
-        return torch.randn(*shape, device=self.device, dtype=self.dtype)
+        # The values do not matter; random ones take longer to make than most steps to run.
+        return torch.full(shape, 0.1, device=self.device, dtype=self.dtype)
 
     def _input(self, *shape):
         source = self._tensor(*shape)

@@ -182,6 +182,17 @@ def test_downstream_detectors_are_built_by_mmdet(installed, downstream):
                          'backbone': 'LAUDResNet', 'paradigms': ['channel'], 'classes': 3}
 
 
+def test_the_hardware_table_is_installed(installed, tmp_path):
+    assert report(installed, tmp_path, """
+        import sys
+        from laud_mm.latency import AnalyticPredictor, known_devices
+        from laud_mm.specs import network_spec
+        predictor = AnalyticPredictor('V100', published=True)
+        ratio = predictor.predict(network_spec('resnet101', paradigm='layer'), 0.4).ratio
+        result = [len(known_devices()), round(ratio, 2), 'torch' not in sys.modules]
+        """) == [9, 0.47, True]
+
+
 @pytest.mark.parametrize('installed', ['wheel'], indirect=True)
 def test_a_wheel_ships_the_package_alone(installed):
     with zipfile.ZipFile(installed.wheel) as wheel:
