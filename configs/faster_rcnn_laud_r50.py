@@ -9,5 +9,5 @@ custom_hooks = [
     # Temperature 0.1 for maskers from an ImageNet LAUDNet checkpoint, falling for fresh ones.
     dict(type='laud_mm.ActivationHook', target=0.5, weight=10.0, bounds=False,
          temperature=dict(type='auto', start=5.0, end=0.1)),
-    dict(type='laud_mm.LatencyHook'),
+    dict(type='laud_mm.LatencyHook', devices=['V100', 'TX2']),
 ]

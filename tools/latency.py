@@ -115,8 +115,8 @@ def parse_args(argv=None):
     k.add_argument('--out', required=True, help='calibration file to write')
     k.add_argument('--device', default='cpu')
     k.add_argument('--precision', choices=('fp32', 'fp16', 'bf16'), default='fp32')
-    k.add_argument('--per-kind', type=int, default=120, help='measured sizes per kind of step')
-    k.add_argument('--held-out', type=float, default=0.2, help='share not used in fitting')
+    k.add_argument('--blocks', type=int, default=500, help='random blocks whose steps are measured')
+    k.add_argument('--held-out', type=float, default=0.15, help='share not used in fitting')
     k.add_argument('--rounds', type=int, default=2)
     k.add_argument('--nets', type=int, default=40, help='random backbones measured')
     k.add_argument('--seed', type=int, default=0)
@@ -288,7 +288,7 @@ def measure(args):
 
 def calibrate(args):
     from laud_mm.profiling.calibrate import calibrate as run, summarise_errors
-    rows = run(args.out, args.device, args.precision, args.per_kind, args.held_out, args.rounds,
+    rows = run(args.out, args.device, args.precision, args.blocks, args.held_out, args.rounds,
                args.nets, args.seed, track)
     held_out = [row for row in rows if row['held_out']]
     summary = summarise_errors(held_out)

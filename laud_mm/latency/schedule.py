@@ -50,7 +50,7 @@ def dense_kernel(op):
         return Conv(op.in_channels // op.groups, op.out_channels // op.groups, op.out_size,
                     matrices=op.groups)
     if op.kind in ('conv', 'linear'):
-        if positions == 1:
+        if positions == 1 and (op.kind == 'linear' or op.dynamic):
             weights = op.in_channels * op.out_channels
             return Stream(read + written, shared=weights, macs=weights)
         return Conv(op.in_channels, op.out_channels, op.out_size, op.kernel_size, op.stride,

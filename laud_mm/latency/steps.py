@@ -279,7 +279,7 @@ def outside_steps(ops, batch):
             sizes = (rows, op.in_channels, op.out_channels)
             kind = f'conv{op.kernel_size}x{op.kernel_size}'
             stem = kind == 'conv7x7'
-            steps += [Step(kind, sizes if stem else (*sizes, reads), () if stem else (op.stride,),
+            steps += [Step(kind, sizes if stem else (*sizes, reads), () if stem else (op.stride, 0),
                            name=op.name, args=(batch, *op.out_size, op.stride)),
                       Step('relu', (rows, op.out_channels), name=op.name)]
     return steps
@@ -313,7 +313,7 @@ class _BottleneckSteps:
         if not self.shape.downsample:
             return []
         return [self.conv('conv1x1', self.batch, self.shape.in_channels, self.shape.out_channels,
-                          self.in_rows, self.out, self.shape.stride, name='downsample')]
+                          self.in_rows, self.out, self.shape.stride, 'downsample', (0,))]
 
     def conv(self, kind, n, inputs, outputs, read_rows, out, stride=1, name='', variant=()):
         return self.step(kind, (n * math.prod(out), inputs, outputs, n * read_rows),
@@ -322,13 +322,14 @@ class _BottleneckSteps:
     def branch(self, n, active=None):
         """conv1 to conv3 on n whole samples, with some of the channels active."""
         s, width = self.shape, self.shape.width
+        sliced = (int(active is not None),)  # to any number of channels, handy or not
         active = width if active is None else active
         steps = [self.conv('conv1x1', n, s.in_channels, active, self.in_rows, self.mid,
-                           s.stride1, 'conv1'),
+                           s.stride1, 'conv1', sliced),
                  self.step('relu', (n * self.mid_rows, active))]
         if s.groups == 1:
             steps.append(self.conv('conv3x3', n, active, active, self.mid_rows, self.out,
-                                   s.stride2, 'conv2'))
+                                   s.stride2, 'conv2', sliced))
         else:
             read = self.grouped_width(active)
             if active < width:
@@ -339,9 +340,9 @@ class _BottleneckSteps:
         steps.append(self.step('relu', (n * self.out_rows, active)))
         if s.se_channels:
             steps.append(self.step('excite', (n, self.out_rows, active, s.se_channels),
-                                   args=self.out))
+                                   (1 if n <= 1 else 2,), args=self.out))
         return [*steps, self.conv('conv1x1', n, active, s.out_channels, self.out_rows, self.out,
-                                  1, 'conv3')]
+                                  1, 'conv3', sliced)]
 
     def grouped_width(self, active):
         """Channels of the convolution groups that have an active one."""
@@ -353,17 +354,18 @@ class _BottleneckSteps:
         s, n = self.shape, self.batch
         steps = []
         if s.layer_skipping:
-            steps.append(self.step('layer_masker', (n, self.in_rows, s.in_channels),
+            steps.append(self.step('layer_masker', (n, self.in_rows, s.in_channels), (min(n, 2),),
                                    args=self.in_size))
         if s.spatial_skipping:
             grid = -(-self.out[0] // s.spatial_granularity) * -(
                 -self.out[1] // s.spatial_granularity)
             window = s.spatial_granularity * s.stride
             steps.append(self.step('spatial_masker', (n, self.in_rows, s.in_channels, grid),
-                                   (_size_class(window),), args=(*self.in_size, window)))
+                                   (_size_class(window), min(n, 2)),
+                                   args=(*self.in_size, window)))
         if s.channel_skipping:
             steps += [self.step('channel_masker', (n, self.in_rows, s.in_channels,
-                                                   s.channel_groups),
+                                                   s.channel_groups), (min(n, 2),),
                                 args=(*self.in_size, s.channel_masker, s.masker_hidden)),
                       self.step('split_masks', (n, s.channel_groups))]
         return steps
@@ -402,7 +404,7 @@ class _BottleneckSteps:
         patches = share * grid * n / parts
         patch_rows, halo_rows = patches * side**2, float(rates.halo) * self.mid_rows * n / parts
         plan = self.step('plan_patches', (n * self.mid_rows, patch_rows, n * grid, n),
-                         (s.stride2, _size_class(side)), args=(*self.out, side, share))
+                         (s.stride2, _size_class(side), min(n, 2)), args=(*self.out, side, share))
         if share == 0:
             return [plan]
         window = (side - 1) * s.stride2 + 2 * s.dilation + 1

@@ -21,8 +21,7 @@ from .steps import StepProgram
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 GOOD = 0.15  # a prediction within this share of the measurement is a good one
-MAX_MACS = 1.2e9
-MAX_VALUES = 1.3e7
+MAX_MACS, MAX_VALUES = 1.2e9, 8e6  # of one measured step
 MIN_REPEATS, MAX_REPEATS, ROUND_MS = 5, 30, 15  # timed runs of a step per round
 
 
@@ -73,35 +72,38 @@ def random_steps(rng):
 
 
 def _is_affordable(step):
+    """Whether a step's maps and arithmetic fit into the time that a calibration has."""
     sizes = dict(zip(STEP_SIZES[step.kind], step.sizes))
-    rows = max(v for k, v in sizes.items() if 'rows' in k) if any(
-        'rows' in k for k in sizes) else 1
-    width = max(sizes.get(k, 1) for k in ('channels', 'inputs', 'outputs', 'width'))
-    inner = sizes.get('inputs', 1) * sizes.get('outputs', 1)
-    taps = 9 if '3x3' in step.kind else 1
-    rows *= sizes.get('batch', sizes.get('samples', 1)) if 'sample_rows' in sizes else 1
-    return rows * width <= MAX_VALUES and sizes.get('rows', 1) * inner * taps <= MAX_MACS
+    rows = max((size for name, size in sizes.items() if name.endswith('rows')), default=1)
+    if 'sample_rows' in sizes:
+        rows *= sizes['batch']
+    channels = max(sizes.get(name, 1) for name in ('channels', 'inputs', 'outputs', 'width'))
+    macs = sizes.get('rows', 1) * sizes.get('inputs', 1) * sizes.get('outputs', 1)
+    return rows * channels <= MAX_VALUES and macs * (9 if '3x3' in step.kind else 1) <= MAX_MACS
 
 
-def draw_steps(per_kind, seed=0):
-    """Draw random steps until there are about `per_kind` of every kind.
+def draw_steps(blocks, seed=0):
+    """Draw the steps of random blocks, as often as nets use them.
 
-    Where a kind has several variants, each gets half as many.
+    Steps that few blocks have are drawn further, from other blocks, until
+    there is one of their kind and variant for every eight blocks.
+
+    Args:
+        blocks (int): Random blocks drawn.
+        seed (int): Of the draw.
 
     Returns:
         list[Step]: In random order, no two with the same sizes; the one step
         that has no sizes stands three times.
     """
-    rng, drawn, wanted = random.Random(seed), {}, {}
-    kinds = set(STEP_SIZES) - {'block'}
-    for _ in range(200 * per_kind):
+    rng, drawn, wanted = random.Random(seed), {}, max(blocks // 8, 2)
+    for count in range(20 * blocks + 200):
         for step in random_steps(rng):
-            wanted[step.key] = max(per_kind // 2, 1) if step.variant else per_kind
             own = drawn.setdefault(step.key, {})
-            if step.kind in kinds and len(own) < wanted[step.key]:
+            if step.kind != 'block' and (count < blocks or len(own) < wanted):
                 own.setdefault(step.sizes, step)
-        if {key.split('/')[0] for key in drawn} >= kinds and all(
-                len(own) == wanted[key] for key, own in drawn.items() if key != 'block'):
+        if count >= blocks and {key.split('/')[0] for key in drawn} == set(STEP_SIZES) and all(
+                len(own) >= wanted for key, own in drawn.items() if key != 'block'):
             break
     steps = [step for own in drawn.values() for step in own.values()]
     steps += [Step('block', ())] * 3
@@ -109,14 +111,34 @@ def draw_steps(per_kind, seed=0):
     return steps
 
 
-def measure_steps(steps, device, dtype=torch.float32, rounds=2, track=iter):
+def held_out_steps(blocks, seed, known):
+    """Draw the steps of other random blocks, as often as nets use them.
+
+    Args:
+        blocks (int): Random blocks drawn.
+        seed (int): Of the draw, another than that of `known`.
+        known (Sequence[Step]): Steps that are fitted; none of theirs is drawn.
+
+    Returns:
+        list[Step]: No two with the same sizes.
+    """
+    rng, fitted, drawn = random.Random(seed), {(s.key, s.sizes) for s in known}, {}
+    for _ in range(blocks):
+        for step in random_steps(rng):
+            if step.kind != 'block' and (step.key, step.sizes) not in fitted:
+                drawn.setdefault((step.key, step.sizes), step)
+    return list(drawn.values())
+
+
+def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=iter):
     """Measure steps in several rounds over all of them, so that drift hits all alike.
 
     Args:
         steps (Sequence[Step]): What to measure.
         device (str): Where.
         dtype (torch.dtype): Type of maps and weights.
-        rounds (int): Rounds over all steps.
+        rounds (int): Rounds over all steps, each in another order.
+        seed (int): Of the orders.
         track (Callable): Wraps an iterable, for a progress bar.
 
     Returns:
@@ -124,9 +146,12 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=2, track=iter):
         `measured_ms`, and the `calls` to torch that it makes.
     """
     timer, samples, done = Timer(device), [[] for _ in steps], [None] * len(steps)
+    rng, order = random.Random(seed), []
+    for _ in range(rounds):
+        order += rng.sample(range(len(steps)), len(steps))
     _settle_allocator()
     with torch.inference_mode():
-        for index in track([i for _ in range(rounds) for i in range(len(steps))]):
+        for index in track(order):
             torch.manual_seed(index)
             program = StepProgram(steps[index], device, dtype)
             samples[index] += _time_program(program, timer)
@@ -307,7 +332,7 @@ def summarise_errors(rows):
             line('all', rows)]
 
 
-def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, rounds=2,
+def calibrate(path, device='cpu', precision='fp32', blocks=500, held_out=0.15, rounds=2,
               nets=40, seed=0, track=iter):
     """Measure random steps and nets here, fit them, check the fit on others, write the file.
 
@@ -315,8 +340,8 @@ def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, 
         path (str): Calibration file to write.
         device (str): Where to measure.
         precision (str): 'fp32', 'fp16' or 'bf16'.
-        per_kind (int): Steps measured of every kind.
-        held_out (float): Share of them that is measured but not fitted.
+        blocks (int): Random blocks whose steps are measured.
+        held_out (float): How many more blocks, as a share, to check the fit on.
         rounds (int): Rounds over all steps.
         nets (int): Random backbones measured.
         seed (int): Of the steps and nets drawn.
@@ -330,17 +355,18 @@ def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, 
     """
     dtype = DTYPES[check_choice('precision', precision, tuple(DTYPES))]
     check_fraction('held_out', held_out, 0.0, 0.9)
-    for field, value, low in (('per_kind', per_kind, 10), ('rounds', rounds, 1),
+    for field, value, low in (('blocks', blocks, 1), ('rounds', rounds, 1),
                               ('nets', nets, 4)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f'{field} must be an int >= {low}, got {value!r}')
     device = torch.device(device)
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'device must be one that torch sees, got {device}: no CUDA device here')
-    rows = measure_steps(draw_steps(per_kind, seed), device, dtype, rounds, track=track)
-    rng = random.Random(seed)
-    for row in rows:
-        row['held_out'] = row['kind'] != 'block' and rng.random() < held_out
+    known = draw_steps(blocks, seed)
+    others = held_out_steps(max(round(held_out * blocks), 1), seed + 1, known)
+    rows = measure_steps(known + others, device, dtype, rounds, seed, track)
+    for index, row in enumerate(rows):
+        row['held_out'] = index >= len(known)
     units = torch.get_num_threads()
     if device.type == 'cuda':
         units = torch.cuda.get_device_properties(device).multi_processor_count
@@ -348,7 +374,6 @@ def calibrate(path, device='cpu', precision='fp32', per_kind=120, held_out=0.2, 
     model = correct_for_nets(fit_steps(fitted, units), fitted,
                              measure_nets(nets, device, dtype, seed, track=track))
     rows = step_errors(rows, model)
-    tested = [row for row in rows if row['held_out']]
     save_calibration(path, model, device_stamp(device), precision,
-                     summarise_errors(tested) if tested else [])
+                     summarise_errors([row for row in rows if row['held_out']]))
     return rows

@@ -227,11 +227,9 @@ class StepProgram:
         which = torch.arange(8, device=self.device)
 
         def run():
-            (which == 3).nonzero()[:, 0]
-            if not mask.all():
-                slice_channels(next(folded), mask.repeat_interleave(width // units))
-            else:
-                slice_channels(next(folded), mask.repeat_interleave(width // units))
+            (which == 3).nonzero()  # which samples have this mask
+            bool(mask.all())
+            slice_channels(next(folded), mask.repeat_interleave(width // units))
         return (width, on * (width // units), outer), run
 
     _slice_grouped = _slice_channels

@@ -39,9 +39,10 @@ def network_spec(network, image_size=(224, 224), paradigm=None, spatial_granular
     check_choice('network', network, NETWORKS)
     if network in T2T_VITS:
         return t2t_vit_spec(network, image_size, paradigm=paradigm)
+    if spatial_granularity is None:
+        spatial_granularity = best_spatial_granularity(network)
     kwargs = dict(paradigm=paradigm, channel_granularity=channel_granularity,
-                  spatial_granularity=spatial_granularity or best_spatial_granularity(network),
-                  channel_masker=channel_masker)
+                  spatial_granularity=spatial_granularity, channel_masker=channel_masker)
     if network in RESNETS:
         return resnet_spec(RESNETS[network], image_size, **kwargs)
     return regnet_spec(network, image_size, **kwargs)

@@ -4,12 +4,12 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from ..conftest import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'latency.py'
 
 
@@ -118,7 +118,7 @@ def test_measure(tmp_path):
 @pytest.mark.slow
 def test_calibrate_predict_and_compare(tmp_path, capsys):
     cal = tmp_path / 'here.json'
-    run('calibrate', '--out', cal, '--per-kind', '10', '--rounds', '1', '--nets', '4', '--json',
+    run('calibrate', '--out', cal, '--blocks', '8', '--rounds', '1', '--nets', '4', '--json',
         tmp_path / 'k.json', '--csv', tmp_path / 'k.csv', '--plot', tmp_path / 'k.png')
     found = json.loads((tmp_path / 'k.json').read_text())
     assert all(row['measured_ms'] > 0 for row in found['steps'] if row['kind'] != 'block')
