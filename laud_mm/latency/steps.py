@@ -340,7 +340,7 @@ class _BottleneckSteps:
         steps.append(self.step('relu', (n * self.out_rows, active)))
         if s.se_channels:
             steps.append(self.step('excite', (n, self.out_rows, active, s.se_channels),
-                                   (1 if n <= 1 else 2,), args=self.out))
+                                   args=self.out))
         return [*steps, self.conv('conv1x1', n, active, s.out_channels, self.out_rows, self.out,
                                   1, 'conv3', sliced)]
 
@@ -354,18 +354,17 @@ class _BottleneckSteps:
         s, n = self.shape, self.batch
         steps = []
         if s.layer_skipping:
-            steps.append(self.step('layer_masker', (n, self.in_rows, s.in_channels), (min(n, 2),),
+            steps.append(self.step('layer_masker', (n, self.in_rows, s.in_channels),
                                    args=self.in_size))
         if s.spatial_skipping:
             grid = -(-self.out[0] // s.spatial_granularity) * -(
                 -self.out[1] // s.spatial_granularity)
             window = s.spatial_granularity * s.stride
             steps.append(self.step('spatial_masker', (n, self.in_rows, s.in_channels, grid),
-                                   (_size_class(window), min(n, 2)),
-                                   args=(*self.in_size, window)))
+                                   (_size_class(window),), args=(*self.in_size, window)))
         if s.channel_skipping:
             steps += [self.step('channel_masker', (n, self.in_rows, s.in_channels,
-                                                   s.channel_groups), (min(n, 2),),
+                                                   s.channel_groups),
                                 args=(*self.in_size, s.channel_masker, s.masker_hidden)),
                       self.step('split_masks', (n, s.channel_groups))]
         return steps
@@ -404,7 +403,7 @@ class _BottleneckSteps:
         patches = share * grid * n / parts
         patch_rows, halo_rows = patches * side**2, float(rates.halo) * self.mid_rows * n / parts
         plan = self.step('plan_patches', (n * self.mid_rows, patch_rows, n * grid, n),
-                         (s.stride2, _size_class(side), min(n, 2)), args=(*self.out, side, share))
+                         (s.stride2, _size_class(side)), args=(*self.out, side, share))
         if share == 0:
             return [plan]
         window = (side - 1) * s.stride2 + 2 * s.dilation + 1

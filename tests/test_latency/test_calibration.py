@@ -15,7 +15,7 @@ from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.models.dynamic import force_rate
 from laud_mm.profiling.calibrate import calibrate, draw_steps, fit_steps, measure_steps
 from laud_mm.profiling.steps import StepProgram
-from laud_mm.specs import network_spec
+from laud_mm.specs import network_spec, resnet_spec
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
 
@@ -92,14 +92,16 @@ def test_predictions_rise_with_rate_batch_resolution_and_channels(roofline, data
     low, high = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
     batch, side = draw(st.integers(1, 16)), draw(st.integers(40, 256))
 
-    def total(rate, batch, size):
-        spec = network_spec(network, size, paradigm)
+    def total(rate, batch, size, width=64):
+        spec = network_spec(network, size, paradigm) if network == 'regnety_400mf' else \
+            resnet_spec(50, size, base_channels=width, stem_channels=64, paradigm=paradigm)
         return sum(roofline.latency_ms(step) * step.times for block in spec.blocks
                    for step in executor_steps(block, block.expected_rates(rate), batch))
     base = total(low, batch, (side, side))
     assert total(high, batch, (side, side)) >= 0.98 * base
     assert total(low, batch + 1, (side, side)) >= 0.98 * base
     assert total(low, batch, (side + 5, side)) >= 0.98 * base
+    assert total(low, batch, (side, side), 64 + draw(st.sampled_from((8, 16, 64)))) >= 0.98 * base
 
 
 def counted_convolutions(run):
