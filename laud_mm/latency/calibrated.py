@@ -8,12 +8,13 @@ from pathlib import Path
 from laud_mm.specs import Rates, TransformerShape
 
 from .analytic import AnalyticPredictor, block_rates, check_batch
+from .executor import executor_steps, outside_steps, static_steps
 from .hardware import load_hardware
 from .machine import cpu_name
 from .output import write_json
 from .prediction import BlockLatency, LatencyReport, OpLatency
 from .schedule import FUSIONS
-from .steps import NetCorrection, StepModel, executor_steps, outside_steps, static_steps
+from .steps import NetCorrection, StepModel
 
 FORMAT, VERSION = 'laud_mm calibration', 1
 
@@ -55,7 +56,8 @@ class CalibratedPredictor:
         blocks = tuple(self._block(block, rate, batch)
                        for block, rate in zip(network.blocks, block_rates(network, rates)))
         outside = self._run(outside_steps((*network.stem, *network.tail), batch))
-        return LatencyReport(self.name, self.mode, self.precision, batch, blocks, outside, about or {})
+        return LatencyReport(self.name, self.mode, self.precision, batch, blocks, outside,
+                             about or {})
 
     def _block(self, block, rates, batch):
         return BlockLatency(block.name, block.shape.stage, float((rates or Rates()).unit),

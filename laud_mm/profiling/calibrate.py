@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from laud_mm.latency.calibrated import save_calibration
+from laud_mm.latency.executor import executor_steps, outside_steps, static_steps
 from laud_mm.latency.measure import Timer, device_stamp
 from laud_mm.latency.steps import (STEP_GROUPS, STEP_SIZES, NetCorrection, Step, StepModel,
-                                   executor_steps, outside_steps, static_steps, step_features,
-                                   step_terms)
+                                   step_features, step_terms)
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.specs import (BlockSpec, BottleneckShape, Rates, regnet_stem_specs,
                            resnet_stem_specs)

@@ -8,8 +8,8 @@ from .resnet import resnet_shapes, resnet_spec, resnet_stem_specs
 from .t2t_vit import (TRANSFORMER_PARADIGMS, TransformerShape, t2t_stem_specs, t2t_vit_shapes,
                       t2t_vit_spec)
 
-__all__ = ['CHANNEL_MASKERS', 'NETWORKS', 'PARADIGMS', 'BlockSpec', 'BottleneckShape', 'NetworkSpec',
-           'OpSpec', 'Rates', 'TRANSFORMER_PARADIGMS', 'TransformerShape', 'backbone_spec', 'dynamic_flops', 'network_spec',
-           'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'resnet_shapes', 'resnet_spec',
-           'resnet_stem_specs', 'static_flops', 't2t_stem_specs', 't2t_vit_shapes',
-           't2t_vit_spec']
+__all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'NETWORKS', 'NetworkSpec', 'OpSpec',
+           'PARADIGMS', 'Rates', 'TRANSFORMER_PARADIGMS', 'TransformerShape', 'backbone_spec',
+           'dynamic_flops', 'network_spec', 'regnet_shapes', 'regnet_spec', 'regnet_stem_specs',
+           'resnet_shapes', 'resnet_spec', 'resnet_stem_specs', 'static_flops', 't2t_stem_specs',
+           't2t_vit_shapes', 't2t_vit_spec']

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm.latency.calibrated import CalibratedPredictor, load_predictor, save_calibration
+from laud_mm.latency.executor import executor_steps, static_steps
 from laud_mm.latency.measure import device_stamp
-from laud_mm.latency.steps import (STEP_SIZES, NetCorrection, Step, StepModel, executor_steps,
-                                   static_steps, step_features, step_terms)
+from laud_mm.latency.steps import (STEP_SIZES, NetCorrection, Step, StepModel, step_features,
+                                   step_terms)
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.models.dynamic import force_rate
 from laud_mm.profiling.calibrate import calibrate, draw_steps, fit_steps, measure_steps
@@ -27,7 +28,9 @@ def roofline():
     weights = {}
     for key in keys:
         sizes = STEP_SIZES[key.split('/')[0]]
-        weights[key] = {'1': 5e-3, **({' '.join(f'{s}^1' for s in sizes[:3]): 1e-9} if sizes else {})}
+        weights[key] = {'1': 5e-3}
+        if sizes:
+            weights[key][' '.join(f'{s}^1' for s in sizes[:3])] = 1e-9
     return StepModel(weights, 2, NetCorrection(dict(matrix=1.2, move=1.1, decide=1.0), 1e-3,
                                                dict.fromkeys(keys, 3.0)))
 
