@@ -214,8 +214,7 @@ def write_outputs(args, content, rows):
 
 
 def fusions_of(text):
-    return {'all': FUSIONS, 'none': ()}.get(text) if text in ('all', 'none') \
-        else tuple(text.split('+'))
+    return {'all': FUSIONS, 'none': ()}.get(text, tuple(text.split('+')))
 
 
 def sweep(args):

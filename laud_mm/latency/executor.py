@@ -72,6 +72,7 @@ class _BottleneckSteps:
         self.in_size = block.in_size
         self.mid, self.out = (getattr(block.shape, size)(block.in_size)
                               for size in ('mid_size', 'out_size'))
+        self.grid = math.prod(block.shape.grid_size(block.in_size))
         self.in_rows, self.mid_rows, self.out_rows = (
             math.prod(size) for size in (block.in_size, self.mid, self.out))
 
@@ -131,10 +132,8 @@ class _BottleneckSteps:
             steps.append(self.step('layer_masker', (n, self.in_rows, s.in_channels),
                                    args=self.in_size))
         if s.spatial_skipping:
-            grid = -(-self.out[0] // s.spatial_granularity) * -(
-                -self.out[1] // s.spatial_granularity)
             window = s.spatial_granularity * s.stride
-            steps.append(self.step('spatial_masker', (n, self.in_rows, s.in_channels, grid),
+            steps.append(self.step('spatial_masker', (n, self.in_rows, s.in_channels, self.grid),
                                    (_size_class(window),), args=(*self.in_size, window)))
         if s.channel_skipping:
             steps += [self.step('channel_masker', (n, self.in_rows, s.in_channels,
@@ -169,14 +168,13 @@ class _BottleneckSteps:
 
     def spatial(self, rates):
         s, side = self.shape, self.shape.spatial_granularity
-        grid = -(-self.out[0] // side) * -(-self.out[1] // side)
         share, n = float(rates.patch), self.batch
         # Every sample has its own channels; without channel skipping they run together.
         parts = n if s.channel_skipping else 1
         active = max(s.width * float(rates.channel), 1.0)
-        patches = share * grid * n / parts
+        patches = share * self.grid * n / parts
         patch_rows, halo_rows = patches * side**2, float(rates.halo) * self.mid_rows * n / parts
-        plan = self.step('plan_patches', (n * self.mid_rows, patch_rows, n * grid, n),
+        plan = self.step('plan_patches', (n * self.mid_rows, patch_rows, n * self.grid, n),
                          (s.stride2, _size_class(side)), args=(*self.out, side, share))
         if share == 0:
             return [plan]

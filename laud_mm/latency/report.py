@@ -51,11 +51,14 @@ class BackboneStatistics:
 
     def _add_rates(self, block_rates, n, image_size):
         size = tuple(-(-int(side) // SIZE_STEP) * SIZE_STEP for side in image_size)
-        sums = torch.stack([torch.stack([
-            torch.as_tensor(getattr(rates, name), dtype=torch.float64).cpu().mean()
-            for name in _RATES]) for rates in block_rates]) * n
+        recorded = {(i, j): value for i, rates in enumerate(block_rates)
+                    for j, value in enumerate(vars(rates).values()) if torch.is_tensor(value)}
+        sums = torch.ones(len(block_rates), len(_RATES), dtype=torch.float64)  # nothing skipped
+        if recorded:
+            means = torch.stack([value.double().mean() for value in recorded.values()])
+            sums[tuple(zip(*recorded))] = means.cpu()  # one wait for the device
         images, before = self._sizes.get(size, (0, 0.0))
-        self._sizes[size] = images + n, before + sums
+        self._sizes[size] = images + n, before + sums * n
 
     def rates_by_size(self):
         """Mean rates of the blocks for every image size.

@@ -92,16 +92,13 @@ class _Bottleneck:
         """A convolution on patches; with channel skipping its bottleneck side is compact."""
         op = self.ops[part]
         cin, cout = op.in_channels, op.out_channels
-        if part != 'conv1':
+        # Compact channels are not spread evenly over convolution groups: there all stay.
+        if part != 'conv1' and op.groups == 1:
             cin = _some(cin, channels)
-        if part != 'conv3':
+        if part != 'conv3' and op.groups == 1:
             cout = _some(cout, channels)
-        # Compact channels are not spread evenly over convolution groups: all of them stay.
-        groups = op.groups
-        if groups > 1:
-            cin, cout = op.in_channels, op.out_channels
         return self.launch(part, PatchConv(cin, cout, op.out_size, patch, patches, gathered,
-                                           op.kernel_size, op.stride, groups))
+                                           op.kernel_size, op.stride, op.groups))
 
     def conv2_on_patches(self, patch, patches, channels=1.0):
         """conv2 that gathers its windows, or a gather and a conv2."""
@@ -330,5 +327,3 @@ def _with_heads(op, kernel, heads, dims):
     if op.name.endswith('.qkv'):
         return replace(kernel, out_rate=heads, granularity=dims)
     return replace(kernel, in_rate=heads)
-
-

@@ -13,7 +13,6 @@ from laud_mm.latency.steps import (STEP_GROUPS, STEP_SIZES, NetCorrection, Step,
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.specs import (BlockSpec, BottleneckShape, Rates, regnet_stem_specs,
                            resnet_stem_specs)
-
 from laud_mm.specs.arguments import check_choice, check_fraction
 
 from .backbones import mean_rates, time_backbone
