@@ -3,6 +3,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Optional
 
+from .arguments import check_choice, per_stage
 from .opspec import OpSpec, Rates
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
@@ -12,6 +13,34 @@ CHANNEL_MASKERS = ('mlp', 'linear', 'conv_linear')
 def ceil_div(a, b):
     """Smallest integer not below a / b."""
     return -(-a // b)
+
+
+def stage_paradigms(num_stages, paradigm, spatial_granularity, channel_granularity,
+                    channel_masker, masker_reduction, of=None):
+    """What the blocks of each stage decide, as `BottleneckShape` takes it.
+
+    Args:
+        num_stages (int): Number of stages.
+        paradigm (str | None | Sequence): For all stages or one per stage.
+        spatial_granularity (int | Sequence[int]): S, for all stages or per stage.
+        channel_granularity (int | Sequence[int]): G, for all stages or per stage.
+        channel_masker (str): One of `CHANNEL_MASKERS`.
+        masker_reduction (int): Groups per hidden unit of the 'mlp' masker.
+        of (int, optional): See `per_stage`.
+
+    Returns:
+        list[dict]: Keyword arguments, one dict per stage.
+
+    Raises:
+        ValueError: For an argument out of its range, with the field's name.
+    """
+    check_choice('masker.channel', channel_masker, CHANNEL_MASKERS)
+    spatial = per_stage('spatial_granularity', spatial_granularity, num_stages, of=of)
+    channel = per_stage('channel_granularity', channel_granularity, num_stages, of=of)
+    paradigms = per_stage('paradigm', paradigm, num_stages, choices=(*PARADIGMS, None), of=of)
+    return [dict(paradigm=p, spatial_granularity=s, channel_granularity=c,
+                 channel_masker=channel_masker, masker_reduction=masker_reduction)
+            for p, s, c in zip(paradigms, spatial, channel)]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """RegNetY as a table: the blocks of each network and the op specs of the whole net."""
 from .arguments import check_choice, check_fraction, per_stage
-from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape, ceil_div
+from .bottleneck import BottleneckShape, ceil_div, stage_paradigms
 from .network import NetworkSpec
 from .opspec import OpSpec
 
@@ -57,10 +57,8 @@ def regnet_shapes(arch, paradigm=None, spatial_granularity=(4, 4, 2, 1),
         ValueError: For an argument out of its range, with the field's name.
     """
     widths, depths, group_widths, se_ratio = _arch_settings(arch)
-    check_choice('masker.channel', channel_masker, CHANNEL_MASKERS)
-    spatial = per_stage('spatial_granularity', spatial_granularity, NUM_STAGES)
-    channel = per_stage('channel_granularity', channel_granularity, NUM_STAGES)
-    paradigms = per_stage('paradigm', paradigm, NUM_STAGES, choices=(*PARADIGMS, None))
+    deciding = stage_paradigms(NUM_STAGES, paradigm, spatial_granularity, channel_granularity,
+                               channel_masker, masker_reduction)
 
     stages, in_channels = [], STEM_CHANNELS
     for stage, width in enumerate(widths):
@@ -72,9 +70,7 @@ def regnet_shapes(arch, paradigm=None, spatial_granularity=(4, 4, 2, 1),
                 stride=2 if index == 0 else 1, groups=width // group_widths[stage],
                 # Of the block's input, not of the map that is squeezed.
                 se_channels=round(se_ratio * in_channels), downsample=index == 0,
-                paradigm=paradigms[stage], spatial_granularity=spatial[stage],
-                channel_granularity=channel[stage], channel_masker=channel_masker,
-                masker_reduction=masker_reduction))
+                **deciding[stage]))
             in_channels = width
         stages.append(tuple(blocks))
     return tuple(stages)

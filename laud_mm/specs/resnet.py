@@ -1,6 +1,6 @@
 """ResNet as a table: the blocks of each depth and the op specs of the whole net."""
 from .arguments import check_choice, per_stage
-from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape, ceil_div
+from .bottleneck import BottleneckShape, ceil_div, stage_paradigms
 from .network import NetworkSpec
 from .opspec import OpSpec
 
@@ -40,12 +40,10 @@ def resnet_shapes(depth, base_channels=64, stem_channels=None, num_stages=4,
     if not (isinstance(num_stages, int) and 1 <= num_stages <= 4):
         raise ValueError(f'num_stages must be an int from 1 to 4, got {num_stages!r}')
     check_choice('style', style, ('pytorch', 'caffe'))
-    check_choice('masker.channel', channel_masker, CHANNEL_MASKERS)
     strides = per_stage('strides', strides, num_stages, of=4)
     dilations = per_stage('dilations', dilations, num_stages, of=4)
-    spatial = per_stage('spatial_granularity', spatial_granularity, num_stages, of=4)
-    channel = per_stage('channel_granularity', channel_granularity, num_stages, of=4)
-    paradigms = per_stage('paradigm', paradigm, num_stages, choices=(*PARADIGMS, None), of=4)
+    deciding = stage_paradigms(num_stages, paradigm, spatial_granularity, channel_granularity,
+                               channel_masker, masker_reduction, of=4)
 
     stages, in_channels = [], stem_channels or base_channels
     for stage in range(num_stages):
@@ -58,9 +56,7 @@ def resnet_shapes(depth, base_channels=64, stem_channels=None, num_stages=4,
                 width=width, out_channels=out_channels, stride=stride,
                 dilation=dilations[stage], stride_in_conv1=style == 'caffe',
                 downsample=index == 0 and (stride != 1 or in_channels != out_channels),
-                paradigm=paradigms[stage], spatial_granularity=spatial[stage],
-                channel_granularity=channel[stage], channel_masker=channel_masker,
-                masker_reduction=masker_reduction))
+                **deciding[stage]))
             in_channels = out_channels
         stages.append(tuple(blocks))
     return tuple(stages)
