@@ -89,7 +89,7 @@ def plot_lines(rows, path, x, y='ratio', lines=('paradigm', 'granularity')):
         axes.set_ylabel(y)
         if not numeric:
             axes.tick_params(axis='x', rotation=30)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, title=', '.join(varying) or None, title_fontsize=7)
 
 
 def plot_blocks(report, path):
@@ -122,7 +122,7 @@ def plot_report(report, path):
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axes.set_ylabel('rate')
         axes.set_ylim(0, 1)
-        axes.set_title('; '.join(f'{name}: {dynamic:.3g} of {static:.3g} ms'
+        axes.set_title('; '.join(f'{name}: {dynamic:.3g} ms (static {static:.3g})'
                                  for name, (dynamic, static) in nets.items()), fontsize=8)
 
 

@@ -66,19 +66,6 @@ def test_builds_by_scoped_type():
     assert isinstance(net, LAUDRegNet)
 
 
-@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3])
-def test_frozen_stages_freeze_weights_and_statistics(make_net, frozen_stages):
-    net = make_net(TINY_REGNET, frozen_stages=frozen_stages).train()
-    frozen = [net.stem] if frozen_stages >= 0 else []
-    frozen += net.stages()[:max(frozen_stages, 0)]
-    inside = {id(p) for m in frozen for n, p in m.named_parameters() if 'masker' not in n}
-    for name, parameter in net.named_parameters():
-        assert parameter.requires_grad == (id(parameter) not in inside), name
-    norms = {id(m) for f in frozen for m in f.modules() if isinstance(m, nn.BatchNorm2d)}
-    assert all(m.training == (id(m) not in norms)
-               for m in net.modules() if isinstance(m, nn.BatchNorm2d))
-
-
 def test_init_starts_with_nearly_every_unit_on_and_empty_residuals():
     net = LAUDRegNet(TINY_REGNET, paradigm='both').eval()
     net.init_weights()

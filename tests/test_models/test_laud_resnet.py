@@ -10,6 +10,8 @@ from laud_mm.models.backbones import LAUDResNet
 from laud_mm.models.dynamic import force_rate
 from laud_mm.registry import MODELS
 
+from ..conftest import TINY_REGNET
+
 
 @pytest.mark.parametrize('depth', [50, 101, 152])
 def test_static_part_has_torchvisions_keys_and_values(depth):
@@ -102,9 +104,11 @@ def test_skipping_refuses_to_train(make_net):
 
 
 @pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3])
-def test_frozen_stages_freeze_weights_and_statistics(make_net, frozen_stages):
-    net = make_net(frozen_stages=frozen_stages).train()
-    frozen = [net.conv1, net.bn1] if frozen_stages >= 0 else []
+@pytest.mark.parametrize('arch, stem', [(50, ('conv1', 'bn1')), (TINY_REGNET, ('stem',))],
+                         ids=['resnet50', 'regnet'])
+def test_frozen_stages_freeze_weights_and_statistics(make_net, arch, stem, frozen_stages):
+    net = make_net(arch, frozen_stages=frozen_stages).train()
+    frozen = [getattr(net, name) for name in stem] if frozen_stages >= 0 else []
     frozen += net.stages()[:max(frozen_stages, 0)]
     inside = {id(p) for m in frozen for n, p in m.named_parameters() if 'masker' not in n}
     for name, parameter in net.named_parameters():
