@@ -43,6 +43,41 @@ class BuildWithMim(build_py):
                 shutil.copy(source, target)
 
 
+def extension():
+    """Arguments of `setup` that build the compiled operations; none where torch is missing.
+
+    CUDA kernels are built where a GPU is found or FORCE_CUDA=1 asks for them, for
+    the architectures of TORCH_CUDA_ARCH_LIST; LAUD_MM_WITH_OPS=0 builds nothing.
+    """
+    if os.environ.get('LAUD_MM_WITH_OPS', '1') == '0':
+        return {}
+    try:
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, \
+            CUDAExtension
+    except ImportError:
+        print('laud_mm: torch cannot be imported here, so its operations are not compiled; '
+              'install with --no-build-isolation to build them')
+        return {}
+    wanted = os.environ.get('FORCE_CUDA', '0') == '1'
+    if wanted and CUDA_HOME is None:
+        raise SystemExit('FORCE_CUDA must be 0 where no CUDA toolkit (nvcc) is found, got 1')
+    cuda = CUDA_HOME is not None and (wanted or torch.cuda.is_available())
+    sources = [str(p.relative_to(ROOT)) for folder in ('', 'common', 'cpu')
+               for p in sorted((ROOT / 'ops' / 'csrc' / folder).glob('*.cpp'))]
+    # torch's parallel_for is serial in an extension compiled without OpenMP.
+    flags, kind = dict(cxx=['-O3', '-g0', '-std=c++17', '-fopenmp']), CppExtension
+    if cuda:
+        sources += [str(p.relative_to(ROOT)) for suffix in ('cpp', 'cu')
+                    for p in sorted((ROOT / 'ops' / 'csrc' / 'cuda').glob(f'*.{suffix}'))]
+        flags['cxx'].append('-DLAUD_WITH_CUDA')
+        flags['nvcc'] = ['-O3', '-std=c++17', '--threads=2']
+        kind = CUDAExtension
+    return dict(ext_modules=[kind('laud_mm.ops._C', sources, extra_compile_args=flags,
+                             extra_link_args=['-fopenmp'])],
+                cmdclass=dict(build_py=BuildWithMim, build_ext=BuildExtension))
+
+
 setup(
     name='laud-mm',
     version=read_version(),
@@ -53,7 +88,7 @@ setup(
     python_requires='>=3.11',
     packages=find_packages(include=['laud_mm', 'laud_mm.*']),  # laud_mm/ops links to ops/
     package_data={'laud_mm': ['latency/data/*.json']},
-    cmdclass={'build_py': BuildWithMim},
+    **{'cmdclass': {'build_py': BuildWithMim}, **extension()},
     install_requires=[
         'torch>=2.4', 'numpy', 'mmengine>=0.10.4,<0.11',
         'setuptools<82',  # mmengine imports pkg_resources at run time for `mmdet::` configs

@@ -1,7 +1,15 @@
 """Operations of dynamic execution, each with a plain-PyTorch reference."""
-from .layer_skip import add_relu_samples, gather_samples
-from .patches import (active_patches, gather_positions, gather_windows, patch_positions,
-                      scatter_add_relu)
+from . import library
+from .excite import excite_patches_
+from .layer_skip import add_relu_samples_, gather_samples
+from .library import OPERATIONS, has_kernel, use_references
+from .maskers import masker_conv1x1, patch_mask, position_means
+from .patch_conv import (conv1x1_add_patches_, conv1x1_positions, conv3x3_patches, pack_conv,
+                         slice_ready)
+from .tokens import gather_tokens, scatter_add_tokens_
+from .units import active_patches, compact, halo_positions, patch_positions
 
-__all__ = ['active_patches', 'add_relu_samples', 'gather_positions', 'gather_samples',
-           'gather_windows', 'patch_positions', 'scatter_add_relu']
+library.load()
+
+__all__ = [*OPERATIONS, 'OPERATIONS', 'active_patches', 'has_kernel', 'patch_positions',
+           'slice_ready', 'use_references']

@@ -111,7 +111,7 @@ class DynamicBottleneck(BaseModule):
         modules = convs if excitation is None else [*convs, excitation.fc1, excitation.fc2]
         return self._fold.get(modules, lambda dtype: FoldedBottleneck(
             *(fold_conv_norm(conv, norm, dtype) for conv, norm in zip(convs[::2], convs[1::2])),
-            groups=self.shape.groups, excitation=excitation and excitation.excitation(dtype)))
+            excitation=excitation and excitation.excitation(dtype)))
 
     def train(self, mode=True):
         """Set training mode; the folded weights are made anew afterwards."""

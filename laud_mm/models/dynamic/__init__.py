@@ -2,7 +2,8 @@
 from .control import force_rate, override_decisions, replay
 from .decision import Decision, decision_rates, expand_patches, halo
 from .excitation import Excitation, SqueezeExcitation
-from .folding import FoldCache, FoldedBottleneck, FoldedConv, fold_conv_norm
+from .fold_cache import FoldCache
+from .folding import FoldedBottleneck, FoldedConv, fold_conv_norm
 from .masked import run_masked
 from .maskers import BlockMasker, ChannelMasker, SpatialMasker, gumbel_decide
 from .record import ActivationCost, ActivationRecord, BlockActivity

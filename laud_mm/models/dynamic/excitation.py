@@ -21,6 +21,11 @@ class Excitation:
     weight2: Tensor
     bias2: Tensor
 
+    @property
+    def weights(self):
+        """All four, as the operations take them."""
+        return self.weight1, self.bias1, self.weight2, self.bias2
+
     def scales(self, means):
         """Turn means (N, C) into scales (N, C) between 0 and 1."""
         hidden = F.relu(F.linear(means.to(self.weight1.dtype), self.weight1, self.bias1))

@@ -1,9 +1,12 @@
 """Folding: batch norms become part of the convolutions in evaluation (method, section 4)."""
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Optional
 
 import torch
 from torch import Tensor
+
+from laud_mm import ops
 
 from .excitation import Excitation
 
@@ -15,9 +18,27 @@ class FoldedConv:
     Attributes:
         weight (Tensor): (out, in / groups, k, k).
         bias (Tensor): (out,).
+        groups (int): Groups of the convolution.
     """
     weight: Tensor
     bias: Tensor
+    groups: int = 1
+
+    @cached_property
+    def packed(self):
+        """The weights as the CPU kernels read them; None where there is no such kernel."""
+        if not self._for_kernels():
+            return None
+        return ops.pack_conv(self.weight, self.bias, self.groups)
+
+    @cached_property
+    def sliceable(self):
+        """The weights as the CPU kernels pick channels of them; None where there is none."""
+        return ops.slice_ready(self.weight) if self._for_kernels() else None
+
+    def _for_kernels(self):
+        return (self.weight.device.type == 'cpu' and ops.has_kernel('cpu')
+                and not (torch.is_grad_enabled() and self.weight.requires_grad))
 
 
 @dataclass(frozen=True)
@@ -28,7 +49,6 @@ class FoldedBottleneck:
         conv1, conv2, conv3 (FoldedConv): The residual branch.
         shortcut (FoldedConv | None): The downsample convolution.
         excitation (Excitation | None): Squeeze-and-excitation between conv2 and conv3.
-        groups (int): Groups of conv2.
         ones_channel (bool): conv2 reads one more channel than conv1 writes, all ones.
         spread (Tensor | None): For each input channel of conv2, the output channel of
             conv1 that it is; None: they are the same.
@@ -39,10 +59,14 @@ class FoldedBottleneck:
     conv3: FoldedConv
     shortcut: Optional[FoldedConv] = None
     excitation: Optional[Excitation] = None
-    groups: int = 1
     ones_channel: bool = False
     spread: Optional[Tensor] = None
     kept: Optional[Tensor] = None
+
+    @property
+    def groups(self):
+        """Groups of conv2."""
+        return self.conv2.groups
 
     @property
     def width(self):
@@ -68,69 +92,4 @@ def fold_conv_norm(conv, norm, dtype=None):
     weight = conv.weight.to(wide) * scale[:, None, None, None]
     dtype = dtype or conv.weight.dtype
     return FoldedConv(weight.to(dtype).contiguous(memory_format=torch.channels_last),
-                      bias.to(dtype))
-
-
-class FoldCache:
-    """Keeps a fold until a weight under it changes.
-
-    A fold is made anew when a source tensor was modified in place, moved or
-    replaced, when a module was replaced, when autocast asks for another type,
-    and after `clear()`. Writes through `Tensor.data` leave no trace, so modules
-    also clear their cache whenever `train()` or `eval()` is called, which every
-    evaluation loop does. While gradients are recorded nothing is cached: the
-    fold is part of the graph.
-    """
-
-    def __init__(self):
-        self.clear()
-
-    def clear(self):
-        """Forget the fold."""
-        self._modules = self._sources = self._dtype = self._value = None
-
-    def get(self, modules, build):
-        """Return `build(dtype)`, cached for as long as the modules stay as they are.
-
-        Args:
-            modules (list[nn.Module]): Convolutions and norms that the fold is
-                made from, a convolution first.
-            build (Callable): Makes the fold in the type it is given.
-        """
-        dtype = compute_dtype(modules[0].weight)
-        if torch.is_grad_enabled():
-            return build(dtype)
-        if not self._is_current(modules, dtype):
-            sources = [(tensors, name, tensor) for module in modules
-                       for tensors in (module._parameters, module._buffers)
-                       for name, tensor in tensors.items() if tensor is not None]
-            if any(tensor.is_inference() for *_, tensor in sources):
-                return build(dtype)  # inference tensors keep no version to watch
-            self._sources = [(*source, source[-1].data_ptr(), source[-1]._version)
-                             for source in sources]
-            self._modules, self._dtype, self._value = modules, dtype, build(dtype)
-        return self._value
-
-    def _is_current(self, modules, dtype):
-        # Runs in every block of every forward pass, so it reads the modules' own
-        # dicts: nn.Module's attribute lookup is several times slower.
-        if self._value is None or dtype != self._dtype:
-            return False
-        return all(new is old for new, old in zip(modules, self._modules)) and all(
-            tensors[name] is tensor and tensor.data_ptr() == pointer
-            and tensor._version == version
-            for tensors, name, tensor, pointer, version in self._sources)
-
-    def __deepcopy__(self, memo):
-        return FoldCache()
-
-    def __reduce__(self):
-        return FoldCache, ()
-
-
-def compute_dtype(tensor):
-    """The type that a convolution of this weight would compute in, under autocast or not."""
-    device = tensor.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
+                      bias.to(dtype), conv.groups)

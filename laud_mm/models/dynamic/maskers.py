@@ -3,10 +3,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from laud_mm import ops
 from laud_mm.specs import CHANNEL_MASKERS, BottleneckShape
 from laud_mm.specs.arguments import check_choice
 
 from .decision import Decision
+from .fold_cache import FoldCache
 
 
 def gumbel_decide(logit_on, logit_off, temperature, noise=True):
@@ -46,6 +48,12 @@ def global_mean(x):
     return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def _difference(layer):
+    """Weight and bias of logit_on - logit_off, all that counts in evaluation."""
+    (on, off), (bias_on, bias_off) = layer.weight.flatten(1).chunk(2), layer.bias.chunk(2)
+    return torch.squeeze(on - off, 0), bias_on - bias_off
+
+
 class _TwoLogitMasker(nn.Module):
     """Base: turns a pair of logits per unit into a mask.
 
@@ -60,21 +68,27 @@ class _TwoLogitMasker(nn.Module):
         self.temperature = 1.0
         self.noise = noise
         self.loaded = False
+        self._fold = FoldCache()
 
     def logits(self, x):
         """Return (N, 2, *units): index 0 is "compute", 1 is "skip"."""
         raise NotImplementedError
 
+    def decide(self, x):
+        """Return the mask of (N, *units) in evaluation: logit_on >= logit_off."""
+        raise NotImplementedError
+
     def forward(self, x):
-        if torch.is_autocast_enabled(x.device.type):
-            # Logits in the masker's own precision: decisions should not hang on autocast's.
-            with torch.autocast(x.device.type, enabled=False):
-                on, off = self.logits(x).float().unbind(1)
-        else:
+        # Logits in the masker's own precision: decisions should not hang on autocast's.
+        with torch.autocast(x.device.type, enabled=False):
+            if not self.training:
+                return self.decide(x)
             on, off = self.logits(x).unbind(1)
-        if self.training:
             return gumbel_decide(on, off, self.temperature, self.noise)
-        return on >= off
+
+    def train(self, mode=True):
+        self._fold.clear()
+        return super().train(mode)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # All of it, in the right shape: a masker that loaded half way is a fresh one.
@@ -116,6 +130,11 @@ class SpatialMasker(_TwoLogitMasker):
         pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
         return F.conv2d(pooled.to(weight.dtype), weight, bias)
 
+    def decide(self, x):
+        weight, bias = self._fold.get([self.conv], lambda dtype: _difference(self.conv))
+        x = x.contiguous(memory_format=torch.channels_last)
+        return ops.patch_mask(x, weight, bias, self.window or max(x.shape[-2:]))
+
 
 class ChannelMasker(_TwoLogitMasker):
     """Global average pool, then an MLP to two logits per channel group.
@@ -156,6 +175,16 @@ class ChannelMasker(_TwoLogitMasker):
         if self.kind == 'mlp':
             pooled = F.relu(self.fc1(pooled))
         return self.fc2(pooled).unflatten(1, (2, -1))
+
+    def decide(self, x):
+        if self.kind == 'conv_linear':
+            x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
+        pooled = ops.position_means(x.contiguous(memory_format=torch.channels_last))
+        pooled = pooled.to(self.fc2.weight.dtype)
+        if self.kind == 'mlp':
+            pooled = F.relu(self.fc1(pooled))
+        weight, bias = self._fold.get([self.fc2], lambda dtype: _difference(self.fc2))
+        return torch.addmm(bias, pooled, weight.t()) >= 0
 
 
 class BlockMasker(nn.Module):

@@ -1,16 +1,37 @@
 """Skipping executor: computes only what the decision turns on (method, section 4).
 
-The kinds of skipping compose: layer skipping picks samples, channel skipping
-slices the weights of samples that share a mask, spatial skipping picks positions.
+All kinds of skipping are one: a block computes listed patches (a sample that layer
+skipping keeps is a patch as large as the map), on each sample's own channels.
 """
+from dataclasses import dataclass
+from typing import Optional
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from laud_mm import ops
 
-from .decision import expand_patches, halo
-from .maskers import global_mean
 from .slicing import slice_channels
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a block computes, listed.
+
+    Attributes:
+        index (Tensor): int32, active patches, see `ops.active_patches`.
+        count (Tensor): (1,) int32.
+        granularity (int): S; at least the map's size for whole samples.
+        channels (dict[str, Tensor | int]): Arguments of the operations that pick
+            channels per sample; empty where all are computed.
+        everything (bool): Whether every patch is listed.
+    """
+    index: Tensor
+    count: Tensor
+    granularity: int
+    channels: Optional[dict]
+    everything: bool
 
 
 def run_skipping(block, x, decision):
@@ -33,154 +54,115 @@ def run_skipping(block, x, decision):
         raise RuntimeError("se_pool='dense' reads positions that spatial skipping does not "
                            "compute: use execution='masked'")
     x = x.contiguous(memory_format=torch.channels_last)
+    if decision.is_static and not ops.has_kernel(x.device):
+        return _run_dense(x, folded, shape)
     identity = x
     if folded.shortcut is not None:
-        identity = _conv(x, folded.shortcut, shape.stride)
-        # Some backends (cuDNN in float64) return another layout.
-        identity = identity.contiguous(memory_format=torch.channels_last)
-    parts = _split(decision, folded, len(x), block.mask_before_norm)
-    if decision.patches is None and len(parts) == 1 and parts[0][0] is None:
-        return _add_relu(_dense_residual(x, parts[0][1], shape), identity)
-
+        shortcut = folded.shortcut
+        identity = ops.conv1x1_positions(x, None, None, shortcut.weight, shortcut.bias,
+                                         shape.stride, False, packed=shortcut.packed)
     # Where nothing is computed the output is relu(shortcut). The input of an
     # identity block comes out of a ReLU, so it is that already; a convolved
     # shortcut is ours to write into, and rectified at the end.
     rectified = identity is x
     in_place = not rectified or (block.owns_input and not torch.is_grad_enabled())
     out = identity if in_place else identity.clone()
-    for samples, weights in parts:
-        if decision.patches is None:
-            out = _run_samples(x, identity, out, samples, weights, shape)
-        else:
-            out = _run_patches(x, identity, out, samples, weights, decision.patches, shape)
-    return out if rectified else F.relu_(out)
+    for units, weights in _parts(decision, folded, shape, x, block.mask_before_norm):
+        out = _run_units(x, identity, out, units, weights, shape)
+    if rectified or decision.is_static:
+        return out
+    return F.relu(out) if torch.is_grad_enabled() else F.relu_(out)
 
 
-def _split(decision, folded, batch_size, leaky):
-    """Parts of the batch that share their weights: [(sample indices or None for all, weights)]."""
-    samples = None
+def _parts(decision, folded, shape, x, leaky):
+    """What to compute, in parts that share weights: pairs of `Units` and `FoldedBottleneck`."""
+    size = shape.out_size(x.shape[-2:])
+    patches, granularity = decision.patches, shape.spatial_granularity
+    everything = patches is None and decision.layer is None
+    if patches is None:
+        patches, granularity = x.new_ones(len(x), 1, 1, dtype=torch.bool), max(size)
     if decision.layer is not None:
-        samples = decision.layer[:, 0].nonzero()[:, 0]
-        if len(samples) == batch_size:
-            samples = None
-        elif len(samples) == 0:
-            return []
-    if decision.channels is None:
-        return [(samples, folded)]
+        patches = patches.bool() & decision.layer.bool()[:, :, None]
+    masks = decision.channels
+    if masks is None or (folded.groups == 1 and not leaky):
+        channels = {}
+        if masks is not None:
+            index, count = ops.compact(masks.bool())
+            channels = dict(channel_index=index, channel_count=count,
+                            group_size=shape.channel_granularity)
+        units = Units(*ops.active_patches(patches), granularity, channels, everything)
+        return [(units, folded)]
 
-    masks = decision.channels if samples is None else decision.channels[samples]
+    # The kernels pick channels of plain convolutions only: here weights are sliced
+    # for every mask that occurs.
     masks, which = masks.bool().unique(dim=0, return_inverse=True)
-    group_size = folded.width // masks.shape[1]
     parts = []
     for i, mask in enumerate(masks):
-        members = None if len(masks) == 1 else (which == i).nonzero()[:, 0]
-        if samples is not None:
-            members = samples if members is None else samples[members]
-        on = mask.repeat_interleave(group_size)
-        parts.append((members, folded if mask.all() else slice_channels(folded, on, leaky)))
+        on = mask.repeat_interleave(shape.channel_granularity)
+        members = patches.bool() & (which == i)[:, None, None]
+        units = Units(*ops.active_patches(members), granularity, {}, len(masks) == 1 and everything)
+        parts.append((units, folded if mask.all() else slice_channels(folded, on, leaky)))
     return parts
 
 
-def _run_samples(x, identity, out, samples, weights, shape):
-    """Compute whole samples."""
-    if samples is None:
-        return _add_relu(_dense_residual(x, weights, shape), identity)
-    residual = _dense_residual(ops.gather_samples(x, samples), weights, shape)
-    return ops.add_relu_samples(out, identity, samples, residual)
-
-
-def _run_patches(x, identity, out, samples, weights, patches, shape):
-    """Compute the active patches of some samples."""
-    if samples is not None:
-        keep = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        keep[samples] = True
-        patches = patches.bool() & keep[:, None, None]
-    active = ops.active_patches(patches)
-    if len(active) == 0:
-        return out
-    positions, inside = ops.patch_positions(active, identity.shape[-2:], shape.spatial_granularity)
-    if weights.width == 0:
-        rows = weights.conv3.bias.expand(len(positions), -1)
-    else:
-        rows = _patch_features(x, weights, patches, active, shape)
-        if inside is not None:
-            rows = rows.index_select(0, inside)
+def _run_units(x, identity, out, units, weights, shape):
+    """Compute the listed units of a block and add them to `out`."""
+    size, s = identity.shape[-2:], units.granularity
+    if weights.width:
+        rows = _features(x, units, weights, shape)
         if weights.excitation is not None:
-            area = identity.shape[-2] * identity.shape[-1]
-            rows = _excite_rows(rows, weights.excitation, positions // area)
-        rows = _linear(rows, weights.conv3)
-    return ops.scatter_add_relu(out, identity, positions, rows)
+            rows = ops.excite_patches_(rows, units.index, units.count, *size, s,
+                                       *weights.excitation.weights)
+    else:
+        area = min(s, size[0]) * min(s, size[1])
+        rows = x.new_empty(len(units.index), area, 0)
+    conv = weights.conv3
+    return ops.conv1x1_add_patches_(out, identity, rows, units.index, units.count, conv.weight,
+                                    conv.bias, s, packed=conv.packed, **units.channels)
 
 
-def _dense_residual(x, weights, shape):
-    """The residual branch on whole maps: (N, C, H, W) to (N, C', H', W')."""
-    if weights.width == 0:
-        n, (h, w) = len(x), shape.out_size(x.shape[-2:])
-        return weights.conv3.bias.expand(n, h, w, -1).permute(0, 3, 1, 2).clone()
-    y = F.relu_(_conv(x, weights.conv1, shape.stride1))
-    y = _conv(_spread(y, weights), weights.conv2, shape.stride2, shape.dilation, weights.groups)
-    y = F.relu_(_keep(y, weights))
-    if weights.excitation is not None:
-        y = _scale(y, weights.excitation.scales(global_mean(y))[:, :, None, None])
-    return _conv(y, weights.conv3)
-
-
-def _patch_features(x, weights, patches, active, shape):
-    """conv1 and conv2 on patches: rows (P*S*S, width) in the order of `active`."""
-    s, mid_size = shape.spatial_granularity, shape.mid_size(x.shape[-2:])
-    computed = expand_patches(patches.float(), shape.out_size(x.shape[-2:]), s)
-    needed = halo(computed, mid_size, shape.stride2, shape.dilation)
-    positions = needed.flatten().nonzero()[:, 0]
-    rows = ops.gather_positions(x, positions, shape.stride1)
-    rows = _spread(F.relu_(_linear(rows, weights.conv1)), weights)
-    windows = ops.gather_windows(rows, positions, active, (len(x), *mid_size), s,
-                                 patches.shape[-2:], shape.stride2, shape.dilation)
-    y = F.conv2d(windows, weights.conv2.weight, weights.conv2.bias, shape.stride2, 0,
-                 shape.dilation, weights.groups)
-    rows = y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])
-    return F.relu_(_keep(rows, weights))
-
-
-def _excite_rows(rows, excitation, samples):
-    """Scale rows (R, C) by the means over their sample's rows; `samples` (R,) are sorted."""
-    _, which, count = samples.unique_consecutive(return_inverse=True, return_counts=True)
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    sums = torch.zeros(len(count), rows.shape[1], dtype=wide, device=rows.device)
-    means = sums.index_add(0, which, rows.to(wide)) / count[:, None]
-    return _scale(rows, excitation.scales(means).index_select(0, which))
+def _features(x, units, weights, shape):
+    """The first two convolutions: rows (patches, S * S, width)."""
+    picks = bool(units.channels)
+    positions = None, None
+    if not units.everything:
+        positions = ops.halo_positions(
+            units.index, units.count, len(x), *shape.mid_size(x.shape[-2:]), units.granularity,
+            shape.stride2, shape.dilation)
+    conv = weights.conv1
+    y = ops.conv1x1_positions(x, *positions, conv.weight, conv.bias, shape.stride1, True,
+                              packed=conv.sliceable if picks else conv.packed, **units.channels)
+    conv = weights.conv2
+    rows = ops.conv3x3_patches(
+        _spread(y, weights), units.index, units.count, conv.weight, conv.bias, units.granularity,
+        shape.stride2, shape.dilation, weights.groups,
+        packed=conv.sliceable if picks else conv.packed, **units.channels)
+    return rows if weights.kept is None else rows.index_select(2, weights.kept)
 
 
 def _spread(y, weights):
-    """Lay out what conv1 wrote, rows (R, C) or a map (N, C, H, W), as conv2 reads it."""
+    """Lay out the map (N, C, H, W) that conv1 wrote as conv2 reads it."""
     if weights.ones_channel:
-        return torch.cat([y, y.new_ones(len(y), 1, *y.shape[2:])], 1)
-    return y if weights.spread is None else _pick(y, weights.spread)
+        y = torch.cat([y, y.new_ones(len(y), 1, *y.shape[2:])], 1)
+    elif weights.spread is not None:
+        # Channels last, so that the result is too.
+        y = y.movedim(1, -1).index_select(-1, weights.spread).movedim(-1, 1)
+    return y.contiguous(memory_format=torch.channels_last)
 
 
-def _keep(y, weights):
-    """Keep what conv3 reads of what conv2 wrote, rows or a map."""
-    return y if weights.kept is None else _pick(y, weights.kept)
-
-
-def _pick(y, channels):
-    # Channels last, so that the result is too.
-    return y.movedim(1, -1).index_select(-1, channels).movedim(-1, 1)
-
-
-def _scale(y, scales):
-    scales = scales.to(y.dtype)
-    return y * scales if torch.is_grad_enabled() else y.mul_(scales)
-
-
-def _linear(rows, folded):
-    """A 1x1 convolution on rows (R, C)."""
-    return F.linear(rows, folded.weight.flatten(1), folded.bias)
+def _run_dense(x, weights, shape):
+    """Compute everything, with library convolutions."""
+    identity = x if weights.shortcut is None else _conv(x, weights.shortcut, shape.stride)
+    y = F.relu_(_conv(x, weights.conv1, shape.stride1))
+    y = F.relu_(_conv(y, weights.conv2, shape.stride2, shape.dilation, weights.groups))
+    if weights.excitation is not None:
+        y = y * weights.excitation.scales(ops.position_means(y)).to(y.dtype)[:, :, None, None]
+    y = _conv(y, weights.conv3)
+    # Some backends (cuDNN in float64) return another layout.
+    y = y.contiguous(memory_format=torch.channels_last)
+    return F.relu_(y.add_(identity.to(y.dtype)))
 
 
 def _conv(x, folded, stride=1, dilation=1, groups=1):
     padding = dilation * (folded.weight.shape[-1] // 2)
     return F.conv2d(x, folded.weight, folded.bias, stride, padding, dilation, groups)
-
-
-def _add_relu(residual, identity):
-    return F.relu_(residual.add_(identity.to(residual.dtype)))

@@ -57,10 +57,10 @@ def _slice_grouped(folded, on, active):
     """
     per_group = on.view(folded.groups, -1)
     read = per_group.any(1).repeat_interleave(per_group.shape[1]).nonzero()[:, 0]
-    sliced = replace(
-        folded, conv1=_outputs(folded.conv1, active), conv2=_outputs(folded.conv2, read),
-        conv3=_inputs(folded.conv3, active), shortcut=None,
-        groups=len(read) // per_group.shape[1], excitation=_excitation(folded, active))
+    conv2 = replace(_outputs(folded.conv2, read), groups=len(read) // per_group.shape[1])
+    sliced = replace(folded, conv1=_outputs(folded.conv1, active), conv2=conv2,
+                     conv3=_inputs(folded.conv3, active), shortcut=None,
+                     excitation=_excitation(folded, active))
     if len(read) == len(active):
         return sliced
     # Zeros are read from one more output of conv1, the last, whose weights are zero.

@@ -1,0 +1,246 @@
+// The three convolutions of a bottleneck, on listed units only (CPU).
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include "channel_rows.h"
+#include "tensors.h"
+
+namespace laud {
+namespace {
+
+Tensor pack_conv(const Tensor& weight, const Tensor& bias, int64_t groups) {
+  TORCH_CHECK(weight.dim() == 4, "weight must have 4 dimensions, got shape ", weight.sizes());
+  check_positive("groups", groups);
+  check_shape("bias", bias, {weight.size(0)});
+  return compute_type(weight) == at::kDouble ? pack_as<double>(weight, bias, groups)
+                                             : pack_as<float>(weight, bias, groups);
+}
+
+ChannelList list_of(const Channels& channels) {
+  return {channels.index.const_data_ptr<int32_t>(), channels.count.const_data_ptr<int32_t>(),
+          channels.index.size(1), channels.group_size};
+}
+
+// Cut an ascending list of units (null: all) where the sample changes; each is `rows` rows.
+std::vector<SampleRows> by_sample(const int32_t* units, int64_t listed, int64_t samples,
+                                  int64_t units_per_sample, int64_t rows) {
+  std::vector<SampleRows> parts;
+  int64_t first = 0;
+  for (int64_t n = 0; n < samples; n++) {
+    const int64_t next = (n + 1) * units_per_sample;
+    const int64_t last =
+        units ? std::lower_bound(units + first, units + listed, next) - units : next;
+    if (last > first) parts.push_back({n, first * rows, last * rows});
+    first = last;
+  }
+  return parts;
+}
+
+template <typename T, typename Fill>
+void run_conv(const Weights<T>& weights, const Channels& channels, Picks picks,
+              const int32_t* units, int64_t listed, int64_t samples, int64_t units_per_sample, int64_t unit_rows,
+              bool relu, bool adds, const Fill& fill) {
+  if (!channels.given())
+    return run_rows<T>(weights.layout, weights.data(), listed * unit_rows, relu, adds, fill);
+  run_channel_rows<T>(weights.layout, weights.data(), weights.bias.template const_data_ptr<T>(),
+                      list_of(channels), picks,
+                      by_sample(units, listed, samples, units_per_sample, unit_rows),
+                      relu, adds, fill);
+}
+
+template <typename T>
+void conv1x1_positions_as(const Tensor& x, const OptionalTensor& index, int64_t listed,
+                          const Weights<T>& weights, int64_t stride, bool relu,
+                          const Channels& channels, Tensor& y) {
+  const MapSize in = size_of(x), out = size_of(y);
+  const int64_t depth = x.size(1), width = y.size(1);
+  const T* from = x.const_data_ptr<T>();
+  T* to = y.mutable_data_ptr<T>();
+  const int32_t* positions = index ? index->const_data_ptr<int32_t>() : nullptr;
+  run_conv<T>(weights, channels, Picks::kOutputs, positions, listed, out.samples,
+              out.height * out.width, 1, relu, false,
+              [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
+                for (int64_t r = first; r < last; r++) {
+                  int64_t row = positions ? positions[r] : r;
+                  rows.out[r - first] = to + row * width;
+                  if (stride > 1) {
+                    const Position p = out.at(row);
+                    row = in.row(p.sample, p.y * stride, p.x * stride);
+                  }
+                  rows.in[r - first] = from + row * depth;
+                }
+              });
+}
+
+// Calls visit(row, patch, y, x) for rows [first, last) of listed patches; rows beyond the
+// map's edge have patch.height or patch.width smaller than their place.
+template <typename Visit>
+void visit_rows(const PatchGrid& grid, const int32_t* patches, int64_t first, int64_t last,
+                const Visit& visit) {
+  const int64_t area = grid.area();
+  for (int64_t row = first; row < last;) {
+    const int64_t p = row / area;
+    const Patch patch = grid.at(patches[p]);
+    const int64_t end = std::min(last, (p + 1) * area);
+    int64_t y = (row - p * area) / grid.patch_width, x = (row - p * area) % grid.patch_width;
+    for (; row < end; row++) {
+      visit(row, patch, y, x);
+      if (++x == grid.patch_width) x = 0, y++;
+    }
+  }
+}
+
+template <typename T>
+void conv3x3_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
+                        const PatchGrid& grid, const Window& window, const Weights<T>& weights,
+                        const Channels& channels, Tensor& rows_out) {
+  const MapSize in = size_of(y);
+  const int64_t depth = y.size(1), width = rows_out.size(2);
+  const std::vector<T> zeros(depth, T(0));
+  const T* from = y.const_data_ptr<T>();
+  T* to = rows_out.mutable_data_ptr<T>();
+  const int32_t* patches = index.const_data_ptr<int32_t>();
+  run_conv<T>(weights, channels, Picks::kBoth, patches, listed, in.samples,
+              grid.rows() * grid.columns(), grid.area(), true, false,
+              [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
+                visit_rows(grid, patches, first, last,
+                           [&](int64_t row, const Patch& patch, int64_t py, int64_t px) {
+                  rows.out[row - first] = to + row * width;
+                  const T** taps = &rows.in[(row - first) * 9];
+                  if (py >= patch.height || px >= patch.width) {
+                    std::fill(taps, taps + 9, zeros.data());
+                    return;
+                  }
+                  const Position at{patch.first.sample, patch.first.y + py, patch.first.x + px};
+                  for (int64_t t = 0; t < 9; t++) {
+                    const int64_t read = input_row(in, window, at, t / 3, t % 3);
+                    taps[t] = read < 0 ? zeros.data() : from + read * depth;
+                  }
+                });
+              });
+}
+
+template <typename T>
+void conv1x1_add_patches_as(Tensor& out, const Tensor& identity, const Tensor& rows_in,
+                            const Tensor& index, int64_t listed, const PatchGrid& grid,
+                            const Weights<T>& weights, const Channels& channels) {
+  const int64_t depth = rows_in.size(2), width = out.size(1);
+  const T* from = rows_in.const_data_ptr<T>();
+  const T* base = identity.const_data_ptr<T>();
+  T* to = out.mutable_data_ptr<T>();
+  const int32_t* patches = index.const_data_ptr<int32_t>();
+  run_conv<T>(weights, channels, Picks::kInputs, patches, listed, grid.map.samples,
+              grid.rows() * grid.columns(), grid.area(), true, true,
+              [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
+                rows.unused.resize(width);
+                visit_rows(grid, patches, first, last,
+                           [&](int64_t row, const Patch& patch, int64_t py, int64_t px) {
+                  const int64_t r = row - first;
+                  rows.in[r] = from + row * depth;
+                  if (py >= patch.height || px >= patch.width) {
+                    rows.add[r] = rows.out[r] = rows.unused.data();
+                    return;
+                  }
+                  const int64_t at =
+                      grid.map.row(patch.first.sample, patch.first.y + py, patch.first.x + px);
+                  rows.add[r] = base + at * width;
+                  rows.out[r] = to + at * width;
+                });
+              });
+}
+
+Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const OptionalTensor& count,
+                         const Tensor& weight, const Tensor& bias, int64_t stride, bool relu,
+                         const OptionalTensor& channel_index, const OptionalTensor& channel_count,
+                         int64_t group_size, const OptionalTensor& packed) {
+  check_map("x", x);
+  check_positive("stride", stride);
+  check_conv(x, weight, bias, 1, x.size(1), 1);
+  const MapSize size = size_of(x).strided(stride);
+  TORCH_CHECK(index.has_value() == count.has_value(), "index and count must be given together");
+  if (index) check_device("index", *index, x);
+  const int64_t listed =
+      index ? check_units(*index, *count, size.positions()) : size.positions();
+  const auto channels = check_channels(channel_index, channel_count, group_size, x.size(0),
+                                       weight.size(0), x);
+  const auto type = compute_type(x);
+  const Tensor from = x.to(type);
+  Tensor y = empty_map(from, size, weight.size(0));
+  AT_DISPATCH_FLOATING_TYPES(type, "conv1x1_positions", [&] {
+    const Weights<scalar_t> weights(weight, bias, 1, channels.given(), packed);
+    conv1x1_positions_as(from, index, listed, weights, stride, relu, channels, y);
+  });
+  return y.to(x.scalar_type());
+}
+
+Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count,
+                       const Tensor& weight, const Tensor& bias, int64_t granularity,
+                       int64_t stride, int64_t dilation, int64_t groups,
+                       const OptionalTensor& channel_index, const OptionalTensor& channel_count,
+                       int64_t group_size, const OptionalTensor& packed) {
+  check_map("y", y);
+  check_positive("granularity", granularity);
+  check_positive("stride", stride);
+  check_positive("dilation", dilation);
+  check_conv(y, weight, bias, 3, y.size(1), groups);
+  const auto grid = PatchGrid::of(size_of(y).strided(stride), granularity);
+  check_device("index", index, y);
+  const int64_t listed = check_units(index, count, grid.patches());
+  const auto channels = check_channels(channel_index, channel_count, group_size, y.size(0),
+                                       y.size(1), y);
+  TORCH_CHECK(!channels.given() || (groups == 1 && weight.size(0) == y.size(1)),
+              "channel_index needs groups = 1 and as many outputs as inputs, got groups ", groups,
+              " and weight of shape ", weight.sizes());
+  const auto type = compute_type(y);
+  const Tensor from = y.to(type);
+  Tensor rows = at::empty({index.numel(), grid.area(), weight.size(0)}, from.options());
+  AT_DISPATCH_FLOATING_TYPES(type, "conv3x3_patches", [&] {
+    const Weights<scalar_t> weights(weight, bias, groups, channels.given(), packed);
+    conv3x3_patches_as(from, index, listed, grid, {stride, dilation}, weights, channels, rows);
+  });
+  return rows.to(y.scalar_type());
+}
+
+void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& rows,
+                          const Tensor& index, const Tensor& count, const Tensor& weight,
+                          const Tensor& bias, int64_t granularity,
+                          const OptionalTensor& channel_index,
+                          const OptionalTensor& channel_count, int64_t group_size,
+                          const OptionalTensor& packed) {
+  check_map("out", out);
+  check_map("identity", identity);
+  check_same("identity", identity, out);
+  check_shape("identity", identity, out.sizes());
+  check_positive("granularity", granularity);
+  const auto grid = PatchGrid::of(size_of(out), granularity);
+  check_same("rows", rows, out);
+  TORCH_CHECK(rows.dim() == 3 && rows.is_contiguous(), "rows must be contiguous (P, ",
+              grid.area(), ", C), got shape ", rows.sizes());
+  check_shape("rows", rows, {index.numel(), grid.area(), rows.size(2)});
+  check_conv(rows, weight, bias, 1, rows.size(2), 1);
+  TORCH_CHECK(weight.size(0) == out.size(1), "weight must have ", out.size(1),
+              " outputs like out has channels, got ", weight.size(0));
+  check_device("index", index, out);
+  const int64_t listed = check_units(index, count, grid.patches());
+  const auto channels = check_channels(channel_index, channel_count, group_size, out.size(0),
+                                       rows.size(2), out);
+  const auto type = compute_type(out);
+  const bool same = type == out.scalar_type();
+  const Tensor from = rows.to(type), base = identity.to(type);
+  Tensor to = out.to(type);
+  AT_DISPATCH_FLOATING_TYPES(type, "conv1x1_add_patches_", [&] {
+    const Weights<scalar_t> weights(weight, bias, 1, false, packed);
+    conv1x1_add_patches_as(to, base, from, index, listed, grid, weights, channels);
+  });
+  if (!same) out.copy_(to);
+}
+
+TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
+  m.impl("pack_conv", pack_conv);
+  m.impl("conv1x1_positions", conv1x1_positions);
+  m.impl("conv3x3_patches", conv3x3_patches);
+  m.impl("conv1x1_add_patches_", conv1x1_add_patches_);
+}
+
+}  // namespace
+}  // namespace laud

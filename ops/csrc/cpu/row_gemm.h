@@ -1,0 +1,56 @@
+// Row GEMM: the one CPU kernel under every convolution here.
+//
+//   out[r][n] = act(bias[n] + add[r][n] + sum over t, k of in[r][t][k] * weight[t][k][n])
+//
+// Rows are given by address, so a gather costs nothing: `in[r * taps + t]` points
+// at `depth` contiguous values (a position of a channels-last map; a row of zeros
+// beyond its border). A 1x1 convolution has one tap, a 3x3 one nine.
+//
+// Weights are packed in panels of `panel` columns, the last one narrower but a
+// multiple of the vector length: panel p holds [taps * depth][columns of p],
+// zero-padded. A tile of up to 6 rows x 1 panel stays in registers.
+#pragma once
+#include <cstdint>
+
+namespace laud {
+
+template <typename T>
+struct RowGemm {
+  int64_t rows = 0;
+  int64_t taps = 1;
+  int64_t depth = 0;
+  const T* const* in = nullptr;     // rows * taps addresses
+  int64_t in_offset = 0;            // added to each: the first input channel
+  const T* packed = nullptr;        // from pack(), of this matrix's first panel
+  const int32_t* picked = nullptr;  // null, or the packed row of each k (one tap only)
+  int64_t packed_depth = 0;         // rows of a packed panel: taps * depth unless picked
+  const T* bias = nullptr;          // padded like the weights
+  int64_t columns = 0;              // N
+  const T* const* add = nullptr;    // null, or one address per row
+  T* const* out = nullptr;          // one address per row
+  int64_t out_offset = 0;           // added to each out and add: the first output channel
+  bool relu = false;
+};
+
+// What one instruction set offers.
+template <typename T>
+struct RowGemmKernels {
+  int64_t vector;                              // elements
+  int64_t panel;                               // columns of a full panel
+  void (*run)(const RowGemm<T>&);
+  // Copies runs of `size` elements, `from[i] * size` on, side by side.
+  void (*pick)(const T* row, const int32_t* from, int64_t count, int64_t size, T* to);
+  // Weighted sum of a row: sum of row[i] * weight[i].
+  T (*dot)(const T* row, const T* weight, int64_t size);
+  // sum[i] += row[i].
+  void (*accumulate)(const T* row, int64_t size, T* sum);
+};
+
+template <typename T>
+const RowGemmKernels<T>& row_gemm();
+
+const char* row_gemm_isa();
+
+inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace laud

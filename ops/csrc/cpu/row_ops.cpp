@@ -1,0 +1,125 @@
+// Copying and adding whole samples and tokens (CPU).
+#include <ATen/Dispatch.h>
+#include <ATen/Functions.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <vector>
+
+#include "../common/arguments.h"
+
+namespace laud {
+namespace {
+
+// Copies listed slices of the first dimension; `to` and `from` index the list or the slices.
+Tensor gather_rows(const char* what, const Tensor& x, const Tensor& index, int64_t limit,
+                   int64_t size) {
+  TORCH_CHECK(index.scalar_type() == at::kLong && index.dim() == 1, what,
+              " must be a vector of int64, got ", index.scalar_type(), " of shape ",
+              index.sizes());
+  check_device(what, index, x);
+  const int64_t listed = index.numel(), bytes = size * x.element_size();
+  const Tensor indices = index.contiguous();
+  const int64_t* at = indices.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < listed; i++)
+    TORCH_CHECK(at[i] >= 0 && at[i] < limit, what, " must have values from 0 to ", limit - 1,
+                ", got ", at[i], " at ", i);
+  Tensor out = at::empty({listed, size}, x.options().memory_format(at::MemoryFormat::Contiguous));
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  char* to = static_cast<char*>(out.mutable_data_ptr());
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, bytes));
+  at::parallel_for(0, listed, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) std::memcpy(to + i * bytes, from + at[i] * bytes, bytes);
+  });
+  return out;
+}
+
+// out[index[i]] = act(base[index[i]] + rows[i]), row by row.
+template <typename T>
+void add_rows(T* out, const T* base, const T* rows, const int64_t* index, int64_t listed,
+              int64_t size, bool relu) {
+  const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, size));
+  at::parallel_for(0, listed, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      T* to = out + index[i] * size;
+      const T* from = base + index[i] * size;
+      const T* row = rows + i * size;
+      for (int64_t c = 0; c < size; c++) {
+        const T sum = from[c] + row[c];
+        to[c] = relu && sum < T(0) ? T(0) : sum;
+      }
+    }
+  });
+}
+
+void add_listed_rows(const char* what, Tensor& out, const Tensor& base, const Tensor& rows,
+                     const Tensor& index, int64_t limit, int64_t size, bool relu) {
+  TORCH_CHECK(index.scalar_type() == at::kLong && index.dim() == 1, what,
+              " must be a vector of int64, got ", index.scalar_type(), " of shape ",
+              index.sizes());
+  check_device(what, index, out);
+  const Tensor indices = index.contiguous();
+  const int64_t* at = indices.const_data_ptr<int64_t>();
+  std::vector<bool> seen(limit, false);
+  for (int64_t i = 0; i < indices.numel(); i++) {
+    TORCH_CHECK(at[i] >= 0 && at[i] < limit, what, " must have values from 0 to ", limit - 1,
+                ", got ", at[i], " at ", i);
+    TORCH_CHECK(!seen[at[i]], what, " must list each row once, got ", at[i], " twice");
+    seen[at[i]] = true;
+  }
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "add_rows", [&] {
+    add_rows<scalar_t>(out.mutable_data_ptr<scalar_t>(), base.const_data_ptr<scalar_t>(),
+                       rows.const_data_ptr<scalar_t>(), at, indices.numel(), size, relu);
+  });
+}
+
+Tensor gather_samples(const Tensor& x, const Tensor& samples) {
+  check_map("x", x);
+  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
+  return gather_rows("samples", x, samples, x.size(0), c * h * w)
+      .view({samples.numel(), h, w, c})
+      .permute({0, 3, 1, 2});
+}
+
+void add_relu_samples_(Tensor& out, const Tensor& identity, const Tensor& samples,
+                       const Tensor& residual) {
+  check_map("out", out);
+  check_map("identity", identity);
+  check_map("residual", residual);
+  check_same("identity", identity, out);
+  check_same("residual", residual, out);
+  check_shape("identity", identity, out.sizes());
+  check_shape("residual", residual, {samples.numel(), out.size(1), out.size(2), out.size(3)});
+  add_listed_rows("samples", out, identity, residual, samples, out.size(0),
+                  out.size(1) * out.size(2) * out.size(3), true);
+}
+
+void check_tokens(const char* name, const Tensor& tokens) {
+  TORCH_CHECK(tokens.dim() == 3 && tokens.is_contiguous() && tokens.is_floating_point(), name,
+              " must be contiguous floating (N, T, C), got ", tokens.scalar_type(), " of shape ",
+              tokens.sizes());
+}
+
+Tensor gather_tokens(const Tensor& x, const Tensor& index) {
+  check_tokens("x", x);
+  return gather_rows("index", x, index, x.size(0) * x.size(1), x.size(2));
+}
+
+void scatter_add_tokens_(Tensor& out, const Tensor& index, const Tensor& rows) {
+  check_tokens("out", out);
+  check_same("rows", rows, out);
+  check_shape("rows", rows, {index.numel(), out.size(2)});
+  const Tensor values = rows.contiguous();
+  add_listed_rows("index", out, out, values, index, out.size(0) * out.size(1), out.size(2), false);
+}
+
+TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
+  m.impl("gather_samples", gather_samples);
+  m.impl("add_relu_samples_", add_relu_samples_);
+  m.impl("gather_tokens", gather_tokens);
+  m.impl("scatter_add_tokens_", scatter_add_tokens_);
+}
+
+}  // namespace
+}  // namespace laud

@@ -1,0 +1,204 @@
+"""Convolutions that compute only what is listed.
+
+Layout: maps are channels-last, so a position is a contiguous row of channels.
+Lists come from `laud_mm.ops.units`; a whole sample is one patch of at least the
+map's size. Weights are (out, in / groups, k, k) with the norm folded in. `packed`
+saves preparing them anew in each call on a CPU: from `pack_conv`, or, for
+convolutions whose outputs are picked per sample, from `slice_ready`.
+"""
+import torch
+import torch.nn.functional as F
+
+from .channels import channel_mask, from_compact, to_compact
+from .library import op
+from .units import patch_extent, patch_grid, patch_positions
+
+
+def _rows(x):
+    """View a channels-last map (N, C, H, W) as (N * H * W, C)."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _map(rows, samples, height, width):
+    """View rows (N * H * W, C) as a channels-last map."""
+    return rows.view(samples, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _strided(size, stride):
+    return tuple((n - 1) // stride + 1 for n in size)
+
+
+def _fake_pack(weight, bias, groups=1):
+    return weight.new_empty(weight.numel() + bias.numel())
+
+
+@op('(Tensor weight, Tensor bias, int groups=1) -> Tensor', fake=_fake_pack)
+def pack_conv(weight, bias, groups=1):
+    """Lay out a convolution's weights for the kernels of this machine's CPU.
+
+    Args:
+        weight (Tensor): (out, in / groups, k, k).
+        bias (Tensor): (out,).
+        groups (int): Groups of the convolution.
+
+    Returns:
+        Tensor: Opaque; float32, or float64 for float64.
+    """
+    return torch.cat([bias, weight.flatten()])
+
+
+def slice_ready(weight):
+    """Lay out weights (out, in, k, k) as (k * k * in, out), whose columns kernels pick."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return weight.to(wide).permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+
+
+def _fake_positions(x, index, count, weight, bias, stride=1, *_, **__):
+    height, width = _strided(x.shape[-2:], stride)
+    return torch.empty((len(x), len(weight), height, width), dtype=x.dtype, device=x.device,
+                       memory_format=torch.channels_last)
+
+
+@op('(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor bias, int stride=1, '
+    'bool relu=True, Tensor? channel_index=None, Tensor? channel_count=None, int group_size=1, '
+    'Tensor? packed=None) -> Tensor', fake=_fake_positions)
+def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
+                      channel_count=None, group_size=1, packed=None):
+    """A 1x1 convolution (and ReLU) at listed output positions.
+
+    Args:
+        x (Tensor): (N, C, H, W), channels-last.
+        index (Tensor | None): int32, ascending positions of the flat output map
+            (N, ceil(H / stride), ceil(W / stride)); None: all.
+        count (Tensor | None): (1,) int32, how many are listed.
+        weight (Tensor): (C', C, 1, 1).
+        bias (Tensor): (C',).
+        stride (int): Of the convolution.
+        relu (bool): Whether to rectify.
+        channel_index (Tensor | None): (N, C' / G) int32: outputs to compute per sample.
+        channel_count (Tensor | None): (N,) int32.
+        group_size (int): G.
+        packed (Tensor | None): Prepared weights.
+
+    Returns:
+        Tensor: (N, C', H', W'), channels-last; positions that are not listed are
+        unspecified; compact where channels are picked.
+    """
+    size = _strided(x.shape[-2:], stride)
+    flat = torch.arange(len(x) * size[0] * size[1], device=x.device)
+    if index is not None:
+        flat = index[:int(count)].long()
+    rows = _rows(x[:, :, ::stride, ::stride])[flat]
+    rows = F.linear(rows, weight.flatten(1), bias)
+    rows = F.relu(rows) if relu else rows
+    if channel_index is not None:
+        mask = channel_mask(channel_index, channel_count, group_size)
+        rows = to_compact(rows, flat // (size[0] * size[1]), mask)
+    out = rows.new_zeros(len(x) * size[0] * size[1], rows.shape[1]).index_copy(0, flat, rows)
+    return _map(out, len(x), *size)
+
+
+def _fake_patches(y, index, count, weight, bias, granularity, stride=1, *_, **__):
+    height, width = patch_extent(_strided(y.shape[-2:], stride), granularity)
+    return y.new_empty(index.shape[0], height * width, len(weight))
+
+
+@op('(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, int granularity, '
+    'int stride=1, int dilation=1, int groups=1, Tensor? channel_index=None, '
+    'Tensor? channel_count=None, int group_size=1, Tensor? packed=None) -> Tensor',
+    fake=_fake_patches)
+def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilation=1, groups=1,
+                    channel_index=None, channel_count=None, group_size=1, packed=None):
+    """Gather, 3x3 convolution (padded by its dilation) and ReLU on listed patches.
+
+    Only positions of `y` inside the windows of those patches are read.
+
+    Args:
+        y (Tensor): (N, C, H, W), channels-last, compact where channels are picked.
+        index (Tensor): Of `active_patches` on the output map's grid.
+        count (Tensor): Of `active_patches`.
+        weight (Tensor): (C', C / groups, 3, 3).
+        bias (Tensor): (C',).
+        granularity (int): S.
+        stride (int): Of the convolution.
+        dilation (int): Of the convolution.
+        groups (int): Of the convolution; 1 where channels are picked.
+        channel_index (Tensor | None): (N, C / G) int32: inputs read and outputs computed.
+        channel_count (Tensor | None): (N,) int32.
+        group_size (int): G.
+        packed (Tensor | None): Prepared weights.
+
+    Returns:
+        Tensor: (len(index), S * S, C'), patch by patch (S x S cut to the map's
+        size); rows beyond `count`, and beyond the map's edge, are unspecified.
+    """
+    size = _strided(y.shape[-2:], stride)
+    flat, _ = patch_positions(index, count, size, granularity)
+    samples, area = flat[:, :1] // (size[0] * size[1]), flat.shape[1]
+    samples = samples.expand(-1, area).flatten()
+    if channel_index is not None:
+        mask = channel_mask(channel_index, channel_count, group_size)
+        owners = torch.arange(len(y), device=y.device).repeat_interleave(y[0, 0].numel())
+        y = _map(from_compact(_rows(y), owners, mask), len(y), *y.shape[-2:])
+    rows = F.conv2d(_windows(y, index[:int(count)].long(), size, granularity, stride, dilation),
+                    weight, bias, stride, 0, dilation, groups)
+    rows = F.relu(rows.permute(0, 2, 3, 1).reshape(-1, len(weight)))
+    if channel_index is not None:
+        rows = to_compact(rows, samples, mask)
+    out = rows.new_zeros(len(index), area, len(weight))
+    out[:len(flat)] = rows.view(-1, area, len(weight))
+    return out
+
+
+def _windows(y, patches, size, granularity, stride, dilation):
+    """Cut what the windows of each patch read: (P, C, K, K'), zero beyond the map."""
+    extent, grid = patch_extent(size, granularity), patch_grid(size, granularity)
+    window = [(n - 1) * stride + 2 * dilation + 1 for n in extent]
+    after = [max((g - 1) * granularity * stride + w - dilation - n, 0)
+             for g, w, n in zip(grid, window, y.shape[-2:])]
+    padded = F.pad(y, (dilation, after[1], dilation, after[0]))
+    sample, rest = patches // (grid[0] * grid[1]), patches % (grid[0] * grid[1])
+
+    def line(first, length):
+        return first[:, None] * granularity * stride + torch.arange(length, device=y.device)
+    rows, columns = line(rest // grid[1], window[0]), line(rest % grid[1], window[1])
+    windows = padded.permute(0, 2, 3, 1)[sample[:, None, None], rows[:, :, None], columns[:, None]]
+    return windows.permute(0, 3, 1, 2)
+
+
+@op('(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, Tensor count, Tensor weight, '
+    'Tensor bias, int granularity, Tensor? channel_index=None, Tensor? channel_count=None, '
+    'int group_size=1, Tensor? packed=None) -> ()')
+def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity,
+                         channel_index=None, channel_count=None, group_size=1, packed=None):
+    """1x1 convolution, scatter, add and ReLU: out = relu(identity + conv(rows)) on patches.
+
+    Positions of patches that are not listed stay as they are in `out`. Where
+    gradients are recorded a copy is written instead of `out`.
+
+    Args:
+        out (Tensor): (N, C', H, W), channels-last; may be `identity` itself.
+        identity (Tensor): (N, C', H, W), channels-last.
+        rows (Tensor): (len(index), S * S, C), of `conv3x3_patches`.
+        index (Tensor): Of `active_patches`.
+        count (Tensor): Of `active_patches`.
+        weight (Tensor): (C', C, 1, 1).
+        bias (Tensor): (C',).
+        granularity (int): S.
+        channel_index (Tensor | None): (N, C / G) int32: inputs that `rows` hold.
+        channel_count (Tensor | None): (N,) int32.
+        group_size (int): G.
+        packed (Tensor | None): Prepared weights.
+
+    Returns:
+        Tensor: What was written to.
+    """
+    size = out.shape[-2:]
+    flat, inside = patch_positions(index, count, size, granularity)
+    values, flat = rows[:len(flat)][inside], flat[inside]
+    if channel_index is not None:
+        mask = channel_mask(channel_index, channel_count, group_size)
+        values = from_compact(values, flat // (size[0] * size[1]), mask)
+    values = F.linear(values, weight.flatten(1), bias)
+    values = F.relu(_rows(identity)[flat] + values)
+    out.permute(0, 2, 3, 1).view(-1, out.shape[1]).index_copy_(0, flat, values.to(out.dtype))
