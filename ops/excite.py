@@ -36,7 +36,7 @@ def excite_patches_(rows, index, count, height, width, granularity, weight1, bia
     samples = flat[:, 0] // (height * width)
     _, which = samples.unique_consecutive(return_inverse=True)
     wide = torch.promote_types(rows.dtype, torch.float32)
-    active = rows[:len(flat)]
+    active = rows[:len(flat)].clone()
     sums = torch.where(inside[:, :, None], active.to(wide), 0).sum(1)
     total = torch.zeros(int(which[-1]) + 1, rows.shape[2], dtype=wide, device=rows.device)
     area = torch.zeros(len(total), dtype=wide, device=rows.device)

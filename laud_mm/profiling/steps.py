@@ -18,6 +18,8 @@ from laud_mm.models.dynamic.maskers import BlockMasker, global_mean
 from laud_mm.models.dynamic.slicing import slice_channels
 from laud_mm.specs import BottleneckShape
 
+from . import patch_steps
+
 COLD_BYTES, MAX_COPIES = 16 << 20, 32
 
 
@@ -202,7 +204,7 @@ class StepProgram:
         residual = self._input(n, channels, *step.args)
         samples = self._gates(batch, n)[:, 0].nonzero()[:, 0]
         return ((n, rows, channels, batch),
-                lambda: ops.add_relu_samples(out, out, samples, residual))
+                lambda: ops.add_relu_samples_(out, out, samples, residual))
 
     def _split_masks(self, step, n, groups):
         masks = torch.rand(n, groups, device=self.device) < 0.5
@@ -253,8 +255,8 @@ class StepProgram:
         mid = height * stride, width * stride
 
         def run():
-            active = ops.active_patches(patches)
-            ops.patch_positions(active, (height, width), side)
+            active = patch_steps.active_patches(patches)
+            patch_steps.patch_positions(active, (height, width), side)
             computed = expand_patches(patches.float(), (height, width), side)
             halo(computed, mid, stride, 1).flatten().nonzero()
         return (n * math.prod(mid), int(patches.sum()) * side**2, patches.numel(), n), run
@@ -266,32 +268,32 @@ class StepProgram:
     def _gather_rows(self, step, rows, channels, map_rows):
         total, positions = self._some_rows(map_rows, rows)
         x = self._input(1, channels, 1, total)
-        return (rows, channels, total), lambda: ops.gather_positions(x, positions)
+        return (rows, channels, total), lambda: patch_steps.gather_positions(x, positions)
 
     def _gather_windows(self, step, rows, window_rows, map_rows, channels):
         n, height, width, side, share, stride, dilation = step.args
         patches = self._patches(n, height, width, side, share)
         size = n, height * stride, width * stride
         _, positions = self._some_rows(math.prod(size), min(rows, math.prod(size)))
-        active = ops.active_patches(patches)
+        active = patch_steps.active_patches(patches)
         x = self._input(len(positions), channels)
         window = (side - 1) * stride + 2 * dilation + 1
 
         def run():
-            ops.gather_windows(x, positions, active, size, side, patches.shape[1:], stride,
+            patch_steps.gather_windows(x, positions, active, size, side, patches.shape[1:], stride,
                                dilation)
         return (len(positions), len(active) * window**2, math.prod(size), channels), run
 
     def _scatter_add_rows(self, step, rows, channels, map_rows):
         total, positions = self._some_rows(map_rows, rows)
         out, values = self._input(1, channels, 1, total), self._input(rows, channels)
-        return (rows, channels, total), lambda: ops.scatter_add_relu(out, out, positions, values)
+        return ((rows, channels, total),
+                lambda: patch_steps.scatter_add_relu(out, out, positions, values))
 
     def _excite_rows(self, step, rows, channels, hidden):
-        from laud_mm.models.dynamic.skipping import _excite_rows
         x, se = self._input(rows, channels), self._excitation(channels, hidden)
         samples = torch.randint(step.args[0], (rows,), device=self.device).sort()[0]
-        return (rows, channels, hidden), lambda: _excite_rows(x, se, samples)
+        return (rows, channels, hidden), lambda: patch_steps.excite_rows(x, se, samples)
 
     def _block(self, step):
         """What a block does around its convolutions: look at the fold, choose a path."""

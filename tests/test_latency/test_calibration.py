@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm.latency.calibrated import CalibratedPredictor, load_predictor, save_calibration
+from laud_mm import ops
 from laud_mm.latency.executor import executor_steps, static_steps
 from laud_mm.latency.measure import device_stamp
 from laud_mm.latency.steps import (STEP_SIZES, NetCorrection, Step, StepModel, step_features,
@@ -148,7 +149,7 @@ def test_steps_are_what_the_executor_runs(network, paradigm, batch):
            else LAUDRegNet(network, **kwargs)).eval()
     x, spec = torch.rand(batch, 3, 128, 160), network_spec(network, (128, 160), paradigm)
     rate = 0.5
-    with force_rate(net, rate):
+    with force_rate(net, rate), ops.use_references():
         ran = counted_convolutions(lambda: net(x))
     with torch.no_grad(), force_rate(net, rate):
         net(x)

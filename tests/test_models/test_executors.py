@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laud_mm import ops
 from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck
 from laud_mm.models.dynamic import force_rate, override_decisions, replay
 from laud_mm.specs import BottleneckShape
@@ -144,7 +145,7 @@ def test_skipping_computes_nothing_that_is_off(make_net, arch, paradigm):
     def ran_flops(run):
         from torch.utils.flop_counter import FlopCounterMode
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
+        with torch.no_grad(), ops.use_references(), counter:
             run()
         return counter.get_total_flops() / 2
 

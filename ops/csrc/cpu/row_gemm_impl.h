@@ -63,6 +63,7 @@ void tile(const RowGemm<T>& g, int64_t row, int64_t column, int64_t columns, con
     const T* in[R];
     LAUD_UNROLL
     for (int r = 0; r < R; r++) in[r] = g.in[(row + r) * g.taps + t] + g.in_offset;
+    _Pragma("GCC unroll 2")
     for (int64_t k = 0; k < g.depth; k++) {
       if (Picked) weight = panel + g.picked[k] * width;
       typename vec::type b[V];

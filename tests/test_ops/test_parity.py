@@ -1,0 +1,166 @@
+"""Compiled operations equal their references, on random shapes."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laud_mm import ops
+
+pytestmark = pytest.mark.skipif(not ops.has_kernel('cpu'), reason='the operations are not compiled')
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def assert_close(actual, expected, dtype):
+    error = (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0
+    assert error <= TOLERANCE[dtype] * max(1, expected.double().abs().max().item()), error
+
+
+def random_conv(out, inputs, kernel, dtype, groups=1):
+    fan_in = inputs // groups * kernel**2
+    weight = torch.randn(out, inputs // groups, kernel, kernel, dtype=dtype) / fan_in**0.5
+    return weight, torch.randn(out, dtype=dtype)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_the_convolutions_of_a_block_equal_their_references(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    dtype = draw(*TOLERANCE)
+    n, height, width = (data.draw(st.integers(1, high)) for high in (3, 15, 15))
+    inputs, middle, outputs = draw(3, 16, 17, 70), draw(16, 24, 40, 64, 70), draw(32, 50, 128)
+    stride1, stride2, dilation, s = draw(1, 2), draw(1, 2), draw(1, 2, 3), draw(1, 2, 3, 4, 7, 99)
+    picks = draw(True, False)
+    groups = 1 if picks else draw(*(g for g in (1, 2, 5, 8) if middle % g == 0))
+    mid = tuple((size - 1) // stride1 + 1 for size in (height, width))
+    out = tuple((size - 1) // stride2 + 1 for size in mid)
+    grid = tuple(-(-size // s) for size in out)
+    mask = torch.rand(n, *grid) < draw(0, 0.3, 0.6, 1)
+    index, count = ops.active_patches(mask)
+    channels, computed = {}, torch.ones(n, middle, dtype=torch.bool)
+    if picks:
+        size = draw(1, 2)
+        on = torch.rand(n, middle // size) < draw(0, 0.5, 1)
+        channel_index, channel_count = ops.compact(on)
+        channels = dict(channel_index=channel_index, channel_count=channel_count, group_size=size)
+        computed = torch.arange(middle) < channel_count[:, None] * size
+
+    x = channels_last(torch.randn(n, inputs, height, width, dtype=dtype))
+    conv1 = random_conv(middle, inputs, 1, dtype)
+    halo, found = ops.halo_positions(index, count, n, *mid, s, stride2, dilation)
+    args = (x, halo, found, *conv1, stride1, True)
+    y, y_expected = (run(*args, **channels) for run in (
+        ops.conv1x1_positions, ops.conv1x1_positions.reference))
+    positions = halo[:int(found)].long()
+    keep = computed[positions // (mid[0] * mid[1])]
+    rows, expected = (m.permute(0, 2, 3, 1).reshape(-1, middle)[positions].masked_fill(~keep, 0)
+                      for m in (y, y_expected))
+    assert_close(rows, expected, dtype)
+
+    conv2 = random_conv(middle, middle, 3, dtype, groups)
+    args = (index, count, *conv2, s, stride2, dilation, groups)
+    rows = ops.conv3x3_patches(y, *args, **channels)
+    rows_expected = ops.conv3x3_patches.reference(y_expected, *args, **channels)
+    conv3 = random_conv(outputs, middle, 1, dtype)
+    identity = channels_last(torch.randn(n, outputs, *out, dtype=dtype))
+    actual, expected = identity.clone(), identity.clone()
+    ops.conv1x1_add_patches_(actual, identity, rows, index, count, *conv3, s, **channels)
+    ops.conv1x1_add_patches_.reference(expected, identity, rows_expected, index, count, *conv3, s,
+                                       **channels)
+    assert_close(actual, expected, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_listing_equals_its_reference(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    n, height, width = (data.draw(st.integers(1, high)) for high in (4, 20, 20))
+    stride, dilation, s = draw(1, 2), draw(1, 2, 3), draw(1, 2, 3, 5, 64)
+    grid = tuple(-(-((size - 1) // stride + 1) // s) for size in (height, width))
+    mask = torch.rand(n, *grid) < draw(0, 0.4, 1)
+    index, count = ops.active_patches(mask)
+    assert torch.equal(index[:int(count)].long(), mask.flatten().nonzero()[:, 0])
+    args = (index, count, n, height, width, s, stride, dilation)
+    (actual, found), (expected, known) = (
+        run(*args) for run in (ops.halo_positions, ops.halo_positions.reference))
+    assert torch.equal(found, known)
+    assert torch.equal(actual[:int(found)], expected[:int(known)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_maskers_equal_their_references(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    n, height, width = (data.draw(st.integers(1, high)) for high in (4, 20, 20))
+    channels, window = draw(3, 16, 70, 128), draw(1, 2, 3, 7, 64)
+    x = channels_last(torch.randn(n, channels, height, width, dtype=torch.float64))
+    weight, bias = torch.randn(channels).double(), torch.randn(1).double()
+    mask = ops.patch_mask(x, weight, bias, window)
+    assert torch.equal(mask, ops.patch_mask.reference(x, weight, bias, window))
+    conv = random_conv(40, channels, 1, torch.float64)
+    y, same = ops.masker_conv1x1(x, *conv, weight, bias, window)
+    assert torch.equal(same, mask)
+    assert_close(y, ops.conv1x1_positions.reference(x, None, None, *conv), torch.float64)
+    assert_close(ops.position_means(x), x.mean((2, 3)), torch.float64)
+
+
+@pytest.mark.parametrize('s', [1, 3, 64])
+@pytest.mark.parametrize('rate', [0, 0.5, 1])
+def test_excitation_equals_its_reference(rate, s):
+    n, size, channels, hidden = 3, (7, 10), 40, 9
+    grid = tuple(-(-m // s) for m in size)
+    index, count = ops.active_patches(torch.rand(n, *grid) < rate)
+    area = min(s, size[0]) * min(s, size[1])
+    rows = torch.randn(len(index), area, channels, dtype=torch.float64)
+    weights = [torch.randn(*shape, dtype=torch.float64)
+               for shape in ((hidden, channels), (hidden,), (channels, hidden), (channels,))]
+    actual, expected = rows.clone(), rows.clone()
+    ops.excite_patches_(actual, index, count, *size, s, *weights)
+    ops.excite_patches_.reference(expected, index, count, *size, s, *weights)
+    flat, inside = ops.patch_positions(index, count, size, s)
+    assert_close(actual[:len(flat)][inside], expected[:len(flat)][inside], torch.float64)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+def test_copies_and_sums_of_rows_equal_their_references(dtype):
+    x = channels_last(torch.randn(5, 6, 3, 4).to(dtype))
+    samples = torch.tensor([0, 3, 4])
+    assert torch.equal(ops.gather_samples(x, samples), x[samples])
+    residual = channels_last(torch.randn(3, 6, 3, 4).to(dtype))
+    actual, expected = x.clone(), x.clone()
+    ops.add_relu_samples_(actual, x, samples, residual)
+    ops.add_relu_samples_.reference(expected, x, samples, residual)
+    assert_close(actual, expected, dtype)
+    tokens, index = torch.randn(2, 5, 7).to(dtype), torch.tensor([0, 4, 9])
+    assert torch.equal(ops.gather_tokens(tokens, index), tokens.flatten(0, 1)[index])
+    rows = torch.randn(3, 7).to(dtype)
+    actual, expected = tokens.clone(), tokens.clone()
+    ops.scatter_add_tokens_(actual, index, rows)
+    ops.scatter_add_tokens_.reference(expected, index, rows)
+    assert_close(actual, expected, dtype)
+
+
+def test_bad_arguments_name_the_argument_and_its_value():
+    x = channels_last(torch.randn(2, 8, 5, 5))
+    weight, bias = random_conv(16, 8, 1, torch.float32)
+    index, count = ops.active_patches(torch.ones(2, 5, 5))
+    good = dict(x=x, index=index, count=count, weight=weight, bias=bias)
+    for change, message in [
+            (dict(x=x.contiguous()), 'channels-last'), (dict(x=x.int()), 'float32'),
+            (dict(weight=weight.double()), 'weight must be'), (dict(bias=bias[:3]), 'bias'),
+            (dict(index=index + 1), 'got 50'), (dict(count=-count), 'got -50'),
+            (dict(count=count + 1), 'got 51'), (dict(index=index.long()), 'int32'),
+            (dict(stride=0), 'stride'), (dict(packed=torch.zeros(3)), 'packed')]:
+        with pytest.raises(RuntimeError, match=message):
+            ops.conv1x1_positions(**{**good, **change})
+    with pytest.raises(RuntimeError, match='samples.*got 2'):
+        ops.gather_samples(x, torch.tensor([2]))
