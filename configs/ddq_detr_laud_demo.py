@@ -12,6 +12,6 @@ model = dict(
     decoder=dict(num_layers=2, layer_cfg=dict(
         self_attn_cfg=embed, cross_attn_cfg=embed, ffn_cfg=ffn)),
     positional_encoding=dict(num_feats=32),
-    bbox_head=dict(num_classes=6),
+    bbox_head=dict(num_classes=6, embed_dims=64),
     dn_cfg=dict(group_cfg=dict(num_dn_queries=20)),
     test_cfg=dict(max_per_img=50))
