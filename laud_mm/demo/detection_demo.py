@@ -9,6 +9,7 @@ import torch
 from mmengine.runner import Runner
 
 from laud_mm.hooks.backbones import find_backbone, unwrap
+from laud_mm.results import accuracy_rows, backbone_rows, configured_target, format_rows
 from laud_mm.utils.run import load_config
 from laud_mm.visualization import save_detection_picture
 
@@ -36,7 +37,7 @@ def run_demo(config, train_tool, work_dir, num_pictures=6):
     cfg.load_from = str(work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth')
     skipping = evaluate(cfg, 'skipping', num_pictures, work_dir / 'pictures')
     masked = evaluate(cfg, 'masked')
-    target = next(h.target for h in cfg.custom_hooks if h.type == 'laud_mm.ActivationHook')
+    target = configured_target(cfg)
     table = make_table(skipping, masked, target)
     (work_dir / 'demo.json').write_text(json.dumps(
         dict(target=target, skipping=skipping, masked=masked), indent=2) + '\n')
@@ -74,21 +75,5 @@ def save_pictures(runner, count, folder, min_score=0.5):
 
 def make_table(skipping, masked, target):
     """One markdown table of the demo's figures."""
-    rows = [
-        ('mAP / mAP50, skipping', f'{skipping["coco/bbox_mAP"]:.3f} / '
-                                  f'{skipping["coco/bbox_mAP_50"]:.3f}'),
-        ('mAP / mAP50, masked', f'{masked["coco/bbox_mAP"]:.3f} / '
-                                f'{masked["coco/bbox_mAP_50"]:.3f}'),
-        ('backbone FLOPs fraction (target)',
-         f'{skipping["backbone_flops_fraction"]:.3f} ({target})'),
-        ('rate of computed blocks', f'{skipping["backbone_rate"]:.3f}'),
-        ('backbone GFLOPs, dynamic / static', f'{skipping["backbone_flops_g"]:.4f} / '
-                                              f'{skipping["backbone_flops_static_g"]:.4f}'),
-        ('backbone latency per image, dynamic / static',
-         f'{skipping["backbone_latency_measured_ms"]:.2f} / '
-         f'{skipping["backbone_latency_static_ms"]:.2f} ms'),
-        ('latency ratio', f'{skipping["backbone_latency_ratio"]:.3f}'),
-    ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f'| {"validation set":{width}} | value |', f'|{"-" * (width + 2)}|---|']
-    return '\n'.join(lines + [f'| {name:{width}} | {value} |' for name, value in rows])
+    return format_rows([*accuracy_rows(skipping, ', skipping'), *accuracy_rows(masked, ', masked'),
+                        *backbone_rows(skipping, target)], 'validation set')

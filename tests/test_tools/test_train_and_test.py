@@ -107,8 +107,10 @@ def test_masked_and_skipping_evaluation_agree(trained, data_root, tmp_path):
         assert code == 0, output[-3000:]
         report = json.loads(next((tmp_path / execution).rglob('test.json')).read_text())
         assert report['stamp']['execution'] == execution
-        saved = [p for p in (tmp_path / execution).glob('*/*.json') if p.parent.name != 'latency']
-        metrics[execution] = dict(json.loads(saved[0].read_text()), rate=report['rate'])
+        results = json.loads(next((tmp_path / execution).glob('*/results.json')).read_text())
+        assert (results['execution'], results['target']) == (execution, 0.5)
+        assert '| mAP / mAP50 of boxes ' in output and 'predicted for TX2' in output
+        metrics[execution] = dict(results['metrics'], rate=report['rate'])
     for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'rate', 'backbone_flops_g'):
         assert metrics['masked'][key] == pytest.approx(metrics['skipping'][key], abs=1e-3)
 
