@@ -124,9 +124,8 @@ def test_mixed_precision_leaves_rates_exact_and_features_finite(detector):
 # On a CPU, NMS and RoI pooling know no bfloat16, and DDQ's auxiliary loss mixes precisions.
 @pytest.mark.parametrize('detector', ['retinanet', 'mask2former'])
 def test_mixed_precision_trains_through_the_hook(detector):
-    model, hook = build_detector(tiny_config(detector)).train(), ActivationHook(target=0.5)
-    hook._backbone = model.backbone
-    model.register_forward_hook(hook._add_loss, with_kwargs=True)
+    model = build_detector(tiny_config(detector)).train()
+    ActivationHook(target=0.5).attach(model)
     with torch.autocast('cpu', dtype=torch.bfloat16):
         losses = losses_of(model, batch_of(images((64, 64), (64, 64))))
     assert losses['loss_activation'] > 0 and total_of(losses).isfinite()
