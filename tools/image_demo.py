@@ -51,7 +51,7 @@ def detect(image, config, checkpoint, device, score):
     cfg = load_config(config)
     model = init_detector(cfg, checkpoint, device=device)
     found = inference_detector(model, image)
-    painter = VISUALIZERS.build(cfg.visualizer)
+    painter = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name='image_demo'))
     painter.dataset_meta = model.dataset_meta
     painter.add_datasample('objects', image[..., ::-1], found, draw_gt=False, pred_score_thr=score)
     objects = int((found.pred_instances.scores >= score).sum())

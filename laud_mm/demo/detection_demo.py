@@ -1,4 +1,4 @@
-"""The demo: a small LAUD Faster R-CNN from data to a table of accuracy and latency."""
+"""The demo: a small LAUD detector from data to a table of accuracy and latency."""
 import copy
 import json
 import subprocess
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.runner import Runner
 
+from laud_mm.checkpoints import find_resumable
 from laud_mm.hooks.backbones import find_backbone, unwrap
 from laud_mm.results import accuracy_rows, backbone_rows, configured_target, format_rows
 from laud_mm.utils.run import load_config
@@ -34,7 +35,7 @@ def run_demo(config, train_tool, work_dir, num_pictures=6):
     subprocess.run([sys.executable, str(train_tool), str(config), '--work-dir', str(work_dir),
                     '--resume'], check=True)
 
-    cfg.load_from = str(work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth')
+    cfg.load_from = str(find_resumable(work_dir))
     skipping = evaluate(cfg, 'skipping', num_pictures, work_dir / 'pictures')
     masked = evaluate(cfg, 'masked')
     target = configured_target(cfg)
@@ -49,7 +50,7 @@ def evaluate(cfg, execution, num_pictures=0, picture_dir=None):
     """Test a config's checkpoint in one execution; return its metrics."""
     cfg = copy.deepcopy(cfg)
     cfg.model.backbone.execution = execution
-    cfg.experiment_name = f'demo_{execution}'
+    cfg.experiment_name = f'{Path(cfg.work_dir).name}_{execution}'
     runner = Runner.from_cfg(cfg)
     metrics = runner.test()
     if num_pictures:
