@@ -1,10 +1,11 @@
 # make demo   train, evaluate and time a small LAUD Faster R-CNN on real photographs
+# make coco   train and evaluate all five detectors at small width on the same photographs
 # make test   run the tests
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo
 
-.PHONY: env python test demo
+.PHONY: env python test demo coco
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -16,3 +17,6 @@ test: env
 
 demo: env
 	.venv/bin/python tools/run_demo.py --work-dir $(WORK)
+
+coco: env
+	.venv/bin/python tools/run_coco_small.py

@@ -59,6 +59,30 @@ def draw_activation(figure, record, sample=0):
     figure.suptitle(f'computed (green): {fraction:.2f} of the static FLOPs', fontsize=9)
 
 
+def _beside_activation(image, record, sample):
+    """A figure with an image at the left, its axis, and what was computed at the right."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 3.6), dpi=120)
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
+    axis = left.add_axes([0.02, 0.02, 0.96, 0.96])
+    axis.imshow(image)
+    axis.set_axis_off()
+    draw_activation(right, record, sample)
+    return figure, axis
+
+
+def save_activation_picture(path, image, record, sample=0):
+    """Save an image, as it is, beside what the backbone computed for it.
+
+    Args:
+        path (str | Path): PNG file to write.
+        image (np.ndarray): (H, W, 3) uint8, RGB.
+        record (ActivationRecord): Of the forward pass on this image.
+        sample (int): Index into that pass's batch.
+    """
+    _beside_activation(image, record, sample)[0].savefig(path)
+
+
 def save_detection_picture(path, image, boxes, labels, scores, record, sample=0):
     """Save an image with its detections beside what the backbone computed for it.
 
@@ -71,16 +95,10 @@ def save_detection_picture(path, image, boxes, labels, scores, record, sample=0)
         record (ActivationRecord): Of the forward pass on this image.
         sample (int): Index into that pass's batch.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
-    figure = Figure(figsize=(8, 3.6), dpi=120)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.2))
-    axis = left.add_axes([0.02, 0.02, 0.96, 0.96])
-    axis.imshow(image)
-    axis.set_axis_off()
+    figure, axis = _beside_activation(image, record, sample)
     for (x1, y1, x2, y2), label, score in zip(boxes, labels, scores):
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec='#ffd166', lw=1.5))
         axis.text(x1, max(y1 - 2, 6), f'{label} {score:.2f}', fontsize=7, color='black',
                   bbox=dict(facecolor='#ffd166', edgecolor='none', pad=0.8))
-    draw_activation(right, record, sample)
     figure.savefig(path)

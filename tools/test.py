@@ -7,8 +7,10 @@ from laud_mm.utils.stack import require_stack
 
 require_stack()  # first: a wrong stack fails at the imports below, and names no fix
 
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from laud_mm.results import configured_target, write_results
 from laud_mm.utils.run import check_data, load_config, parse_run_arguments, use_cpu_processes
 
 
@@ -52,7 +54,13 @@ def main():
         dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
         cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=args.out)]
     use_cpu_processes(cfg)
-    Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    metrics = runner.test()
+    if is_main_process():
+        about = dict(config=args.config, checkpoint=args.checkpoint,
+                     execution=cfg.model.get('backbone', {}).get('execution', 'auto'))
+        table = write_results(metrics, runner.log_dir, about, configured_target(cfg))
+        print(f'\n{table}\n\ntable and figures: {runner.log_dir}')
 
 
 if __name__ == '__main__':

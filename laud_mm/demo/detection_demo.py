@@ -1,4 +1,4 @@
-"""The demo: a small LAUD Faster R-CNN from data to a table of accuracy and latency."""
+"""The demo: a small LAUD detector from data to a table of accuracy and latency."""
 import copy
 import json
 import subprocess
@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from mmengine.runner import Runner
 
+from laud_mm.checkpoints import find_resumable
 from laud_mm.hooks.backbones import find_backbone, unwrap
+from laud_mm.results import accuracy_rows, backbone_rows, configured_target, format_rows
 from laud_mm.utils.run import load_config
 from laud_mm.visualization import save_detection_picture
 
@@ -33,10 +35,10 @@ def run_demo(config, train_tool, work_dir, num_pictures=6):
     subprocess.run([sys.executable, str(train_tool), str(config), '--work-dir', str(work_dir),
                     '--resume'], check=True)
 
-    cfg.load_from = str(work_dir / f'epoch_{cfg.train_cfg.max_epochs}.pth')
+    cfg.load_from = str(find_resumable(work_dir))
     skipping = evaluate(cfg, 'skipping', num_pictures, work_dir / 'pictures')
     masked = evaluate(cfg, 'masked')
-    target = next(h.target for h in cfg.custom_hooks if h.type == 'laud_mm.ActivationHook')
+    target = configured_target(cfg)
     table = make_table(skipping, masked, target)
     (work_dir / 'demo.json').write_text(json.dumps(
         dict(target=target, skipping=skipping, masked=masked), indent=2) + '\n')
@@ -48,7 +50,7 @@ def evaluate(cfg, execution, num_pictures=0, picture_dir=None):
     """Test a config's checkpoint in one execution; return its metrics."""
     cfg = copy.deepcopy(cfg)
     cfg.model.backbone.execution = execution
-    cfg.experiment_name = f'demo_{execution}'
+    cfg.experiment_name = f'{Path(cfg.work_dir).name}_{execution}'
     runner = Runner.from_cfg(cfg)
     metrics = runner.test()
     if num_pictures:
@@ -74,21 +76,5 @@ def save_pictures(runner, count, folder, min_score=0.5):
 
 def make_table(skipping, masked, target):
     """One markdown table of the demo's figures."""
-    rows = [
-        ('mAP / mAP50, skipping', f'{skipping["coco/bbox_mAP"]:.3f} / '
-                                  f'{skipping["coco/bbox_mAP_50"]:.3f}'),
-        ('mAP / mAP50, masked', f'{masked["coco/bbox_mAP"]:.3f} / '
-                                f'{masked["coco/bbox_mAP_50"]:.3f}'),
-        ('backbone FLOPs fraction (target)',
-         f'{skipping["backbone_flops_fraction"]:.3f} ({target})'),
-        ('rate of computed blocks', f'{skipping["backbone_rate"]:.3f}'),
-        ('backbone GFLOPs, dynamic / static', f'{skipping["backbone_flops_g"]:.4f} / '
-                                              f'{skipping["backbone_flops_static_g"]:.4f}'),
-        ('backbone latency per image, dynamic / static',
-         f'{skipping["backbone_latency_measured_ms"]:.2f} / '
-         f'{skipping["backbone_latency_static_ms"]:.2f} ms'),
-        ('latency ratio', f'{skipping["backbone_latency_ratio"]:.3f}'),
-    ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f'| {"validation set":{width}} | value |', f'|{"-" * (width + 2)}|---|']
-    return '\n'.join(lines + [f'| {name:{width}} | {value} |' for name, value in rows])
+    return format_rows([*accuracy_rows(skipping, ', skipping'), *accuracy_rows(masked, ', masked'),
+                        *backbone_rows(skipping, target)], 'validation set')

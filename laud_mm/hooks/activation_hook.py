@@ -78,13 +78,29 @@ class ActivationHook(Hook):
         self._backbone = self._handle = self._cost = self._fraction = None
         self._progress = 0.0
 
+    def attach(self, model):
+        """Add the activation loss to what a model returns in `mode='loss'`.
+
+        Args:
+            model (nn.Module): With one LAUD backbone; may be wrapped for DDP.
+
+        Returns:
+            RemovableHandle: Removes the loss again.
+        """
+        self._backbone = find_backbone(model, 'ActivationHook')
+        self._handle = unwrap(model).register_forward_hook(self._add_loss, with_kwargs=True)
+        return self._handle
+
     def before_train(self, runner):
+        if sum(isinstance(hook, ActivationHook) for hook in runner.hooks) > 1:
+            raise ValueError('a config must name one ActivationHook, got several: the LAUD configs '
+                             'have theirs at default_hooks.activation')
         self._backbone = find_backbone(runner.model, 'ActivationHook')
         self._settle_frozen_maskers(runner)
         self.temperature.resolve(self._backbone.maskers())
         runner.logger.info(f'Gumbel temperature: {self.temperature.type}; '
                            f'FLOPs target: {self.loss.target}')
-        self._handle = unwrap(runner.model).register_forward_hook(self._add_loss, with_kwargs=True)
+        self.attach(runner.model)
 
     def _settle_frozen_maskers(self, runner):
         # Only now is it known whether a checkpoint brought the maskers of frozen

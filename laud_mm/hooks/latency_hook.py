@@ -10,7 +10,8 @@ from laud_mm.latency.analytic import check_batch
 from laud_mm.latency.calibrated import load_predictor
 from laud_mm.latency.measure import device_stamp, measure_interleaved
 from laud_mm.latency.output import plot_report, write_json
-from laud_mm.latency.report import BackboneStatistics, predict_report, report_metrics
+from laud_mm.latency.report import (BackboneStatistics, predict_report, report_metrics,
+                                    round_size)
 from laud_mm.registry import HOOKS
 
 from .backbones import find_backbone
@@ -22,9 +23,9 @@ class LatencyHook(Hook):
 
     FLOPs and rates are averaged over all images. Latency is measured on the
     images themselves: the backbone alone, beside the same weights run as the
-    static net, the two in turn, after a warm-up of each input shape. Latency
-    on other devices is predicted from the rates that the images showed, each
-    image size by itself. The figures go to the metrics
+    static net, the two in turn, after a warm-up of each input shape (in steps
+    of 32 pixels). Latency on other devices is predicted from the rates that
+    the images showed, each image size by itself. The figures go to the metrics
     (`backbone_latency_measured_ms`, `backbone_latency_static_ms`,
     `backbone_latency_ratio`, `backbone_flops_g`, `backbone_flops_static_g`,
     `backbone_flops_fraction`, `backbone_rate`, and for every device
@@ -34,7 +35,7 @@ class LatencyHook(Hook):
 
     Args:
         interval (int): Time every interval-th batch; 0 times none.
-        warmup (int): Untimed runs of each net per input shape.
+        warmup (int): Untimed runs of each net per such shape.
         repeats (int): Timed runs of each net per timed batch, averaged.
         out_dir (str, optional): Folder of the JSON files and plots; default:
             `latency` in the run's log folder.
@@ -67,7 +68,7 @@ class LatencyHook(Hook):
         self._backbone, self._seen_batch = find_backbone(runner.model, 'LatencyHook'), 1
         for predictor in self.predictors:
             predictor.predict(self._backbone.op_specs((224, 224)))  # refuses now what it cannot
-        self._statistics, self._warm_shapes = BackboneStatistics(), set()
+        self._statistics, self._warm = BackboneStatistics(), set()
         self._handle = self._backbone.register_forward_hook(self._watch)
 
     def _stop(self):
@@ -96,8 +97,9 @@ class LatencyHook(Hook):
             self._timing, self._backbone.record = False, record
 
     def _time(self, x):
-        warmup = 0 if x.shape in self._warm_shapes else self.warmup
-        self._warm_shapes.add(x.shape)
+        bucket = (len(x), *round_size(x.shape[-2:]))
+        warmup = 0 if bucket in self._warm else self.warmup
+        self._warm.add(bucket)
         stats, _ = measure_interleaved(
             dict(dynamic=lambda: self._backbone(x), static=lambda: self._run_static(x)),
             x.device, warmup, self.repeats, first=self._statistics.timed)

@@ -6,27 +6,32 @@ from mmengine.dist import all_gather_object
 
 from laud_mm.specs import Rates
 
-from .measure import LatencyStats
+from .histogram import LatencyHistogram
 
 SIZE_STEP = 32  # image sizes are told apart by steps of this many pixels
 _RATES = tuple(f.name for f in fields(Rates))
 
 
+def round_size(image_size):
+    """Height and width rounded up to steps of `SIZE_STEP` pixels: the bucket of a size."""
+    return tuple(-(-int(side) // SIZE_STEP) * SIZE_STEP for side in image_size)
+
+
 class BackboneStatistics:
     """Sums over the images of a set.
 
-    Memory grows by two floats per timed batch, and by the rates of the blocks per image size.
+    Memory grows by the rates of the blocks per image size (see `round_size`), not per image.
     """
 
     def __init__(self):
         self.names, self.images = (), 0
         self._sums, self._sizes = {}, {}
-        self.latencies_ms = dict(dynamic=[], static=[])
+        self.latencies = dict(dynamic=LatencyHistogram(), static=LatencyHistogram())
 
     @property
     def timed(self):
         """Number of timed batches so far."""
-        return len(self.latencies_ms['static'])
+        return self.latencies['static'].count
 
     def add_cost(self, cost, image_size):
         """Add one forward pass.
@@ -50,7 +55,7 @@ class BackboneStatistics:
             self._sums[key] = self._sums[key] + value if key in self._sums else value
 
     def _add_rates(self, block_rates, n, image_size):
-        size = tuple(-(-int(side) // SIZE_STEP) * SIZE_STEP for side in image_size)
+        size = round_size(image_size)
         recorded = {(i, j): value for i, rates in enumerate(block_rates)
                     for j, value in enumerate(vars(rates).values()) if torch.is_tensor(value)}
         sums = torch.ones(len(block_rates), len(_RATES), dtype=torch.float64)  # nothing skipped
@@ -75,8 +80,8 @@ class BackboneStatistics:
 
     def add_latency(self, dynamic_ms, static_ms):
         """Add the per-image latency in ms of one timed image or batch, both ways."""
-        self.latencies_ms['dynamic'].append(dynamic_ms)
-        self.latencies_ms['static'].append(static_ms)
+        self.latencies['dynamic'].add(dynamic_ms)
+        self.latencies['static'].add(static_ms)
 
     def over_ranks(self):
         """The statistics of all processes together."""
@@ -89,8 +94,8 @@ class BackboneStatistics:
             for size, (images, sums) in part._sizes.items():
                 before = merged._sizes.get(size, (0, 0.0))
                 merged._sizes[size] = before[0] + images, before[1] + sums
-            for kind, values in part.latencies_ms.items():
-                merged.latencies_ms[kind] += values
+            for kind, latencies in part.latencies.items():
+                merged.latencies[kind].update(latencies)
         return merged
 
     def report(self, stamp):
@@ -117,8 +122,8 @@ class BackboneStatistics:
                     for name, rate, flops, static in zip(
                         self.names, mean['block_rates'], mean['block_flops'],
                         mean['block_static_flops'])])
-        if self.latencies_ms['dynamic']:
-            stats = {k: LatencyStats.of(v) for k, v in self.latencies_ms.items()}
+        if self.timed:
+            stats = {kind: latencies.stats() for kind, latencies in self.latencies.items()}
             report['measured'] = dict(
                 dynamic=stats['dynamic'].as_dict(), static=stats['static'].as_dict(),
                 ratio=stats['dynamic'].mean_ms / stats['static'].mean_ms)

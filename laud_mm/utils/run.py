@@ -74,6 +74,12 @@ def _datasets(dataset):
     return [d for i in (inner if isinstance(inner, list) else [inner]) for d in _datasets(i)]
 
 
+def _reads_segmentation(dataset):
+    """Whether the pipeline reads the maps under `data_prefix.seg`, which configs inherit freely."""
+    return any(step.get('with_seg', 'Panoptic' in str(step['type']))
+               for step in dataset.get('pipeline') or ())
+
+
 def check_data(cfg, loaders):
     """Raise DataError naming every data file or folder of `loaders` that is missing.
 
@@ -90,7 +96,11 @@ def check_data(cfg, loaders):
                 continue  # not local files
             root = str(dataset.get('data_root') or '')
             prefix = dataset.get('data_prefix') or {}
-            prefix = prefix.values() if isinstance(prefix, dict) else [prefix]
+            if isinstance(prefix, dict):
+                prefix = [path for kind, path in prefix.items()
+                          if kind != 'seg' or _reads_segmentation(dataset)]
+            else:
+                prefix = [prefix]
             # Without annotation file and prefix, the root itself is all there is to check.
             for part in list(filter(None, [dataset.get('ann_file'), *prefix])) or ['']:
                 path = os.path.join(root, part)

@@ -1,4 +1,7 @@
-"""Every config loads, dumps, builds, and gives the backbone its learning rate."""
+"""Every config loads, dumps, builds, says what its name says, and gives the backbone its rate."""
+import copy
+import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,22 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / 'configs').glob('*.py'))
+# The papers' learning rate of the backbone, as a share of the framework's.
+MULTIPLIERS = dict(faster_rcnn=0.5, retinanet=0.2, mask_rcnn=0.5, ddq_detr=0.1, mask2former=0.1)
+# <detector>_laud_<backbone>[_<paradigm>[_<s or g of each stage>]_t<tenths>]
+NAME = re.compile(r'(?P<detector>\w+)_laud_(?P<backbone>r50|r101|y400mf|y800mf)'
+                  r'(_(?P<paradigm>layer|spatial_s|channel_g)(?P<granularity>\d{4})?'
+                  r'_t0(?P<target>\d))?')
+NAMED = {path: NAME.fullmatch(path.stem) for path in CONFIGS if 'laud_demo' not in path.stem}
+each_config = pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+each_named = pytest.mark.parametrize('path', NAMED, ids=lambda p: p.stem)
+
+
+load = functools.lru_cache(None)(Config.fromfile)
+
+
+def detector_of(path):
+    return path.stem.split('_laud_')[0]
 
 
 def build(cfg):
@@ -15,45 +34,92 @@ def build(cfg):
     from mmdet.utils import register_all_modules
     register_all_modules(init_default_scope=False)
     init_default_scope(cfg.default_scope)
-    cfg.model.backbone.init_cfg = None  # no weights to download here
-    return MODELS.build(cfg.model)
+    model = copy.deepcopy(cfg.model)
+    model.backbone.init_cfg = None  # no weights to download here
+    return MODELS.build(model)
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_five_detectors_have_two_resnets_in_every_paradigm():
+    for detector in MULTIPLIERS:
+        for backbone, spatial in (('r50', 's4421'), ('r101', 's8471')):
+            for variant in ('', '_layer_t05', f'_spatial_{spatial}_t06', '_channel_g2222_t08'):
+                name = f'{detector}_laud_{backbone}{variant}'
+                assert any(path.stem == name for path in CONFIGS), name
+
+
+@each_named
+def test_a_name_says_what_the_config_holds(path):
+    name, cfg = NAMED[path], load(path)
+    assert name, f'{path.stem} is not named by the rule in model_zoo.md'
+    backbone, activation = cfg.model.backbone, cfg.default_hooks.activation
+    arch = {'r50': 50, 'r101': 101, 'y400mf': 'regnety_400mf', 'y800mf': 'regnety_800mf'}
+    assert backbone.get('depth', backbone.get('arch')) == arch[name['backbone']]
+    paradigm = (name['paradigm'] or 'layer').split('_')[0]
+    assert backbone.paradigm == paradigm
+    assert activation.target == float(f'0.{name["target"] or 5}')
+    if name['granularity']:
+        assert list(backbone[f'{paradigm}_granularity']) == [int(n) for n in name['granularity']]
+    pretrained = backbone.init_cfg.checkpoint
+    assert pretrained == 'torchvision://' + {
+        'r50': 'resnet50', 'r101': 'resnet101', 'y400mf': 'regnet_y_400mf',
+        'y800mf': 'regnet_y_800mf'}[name['backbone']]
+
+
+@each_named
+def test_settings_are_the_papers(path):
+    cfg = load(path)
+    activation = cfg.default_hooks.activation
+    assert activation.type == 'laud_mm.ActivationHook'
+    assert activation.get('weight', 10.0) == 10.0 and not activation.get('bounds', False)
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    if detector_of(path) == 'mask2former':  # 50 epochs of 118,000 images, 16 a batch
+        assert cfg.train_cfg.type == 'IterBasedTrainLoop' and cfg.train_cfg.max_iters == 368750
+        assert tuple(next(t for t in cfg.train_pipeline if t.type == 'RandomResize').scale) == (
+            1024, 1024)
+    else:
+        assert cfg.train_cfg.max_epochs == 12
+    assert tuple(next(t for t in cfg.test_pipeline if t.type == 'Resize').scale) == (1333, 800)
+
+
+@pytest.mark.parametrize('path', [p for p in CONFIGS if '_t0' not in p.stem],
+                         ids=lambda p: p.stem)
 def test_config_survives_dump_and_reload(path, tmp_path):
-    cfg = Config.fromfile(path)
+    cfg = load(path)
     cfg.dump(tmp_path / 'dumped.py')
     assert Config.fromfile(tmp_path / 'dumped.py')._cfg_dict.to_dict() == cfg._cfg_dict.to_dict()
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
-def test_backbone_learns_at_base_lr_times_multiplier(path):
-    cfg = Config.fromfile(path)
-    model = build(cfg)
+@each_config
+def test_every_parameter_learns_once_and_the_backbone_at_its_own_rate(path):
+    cfg = load(path)
+    with torch.device('meta'):  # no memory, no initialisation
+        model = build(cfg)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
-    multiplier = cfg.optim_wrapper.paramwise_cfg.custom_keys['backbone']['lr_mult']
-    base = cfg.optim_wrapper.optimizer.lr
+    base = cfg.optim_wrapper.optimizer
+    multiplier = 1.0 if path.stem.endswith('_demo') else MULTIPLIERS[detector_of(path)]
     names = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
     seen = []
     for group in optimizer.param_groups:
         for parameter in filter(lambda p: p.requires_grad, group['params']):
-            seen.append(names[id(parameter)])
-            expected = base * multiplier if seen[-1].startswith('backbone.') else base
-            assert group['lr'] == pytest.approx(expected), seen[-1]
+            name = names[id(parameter)]
+            seen.append(name)
+            in_backbone = name.startswith('backbone.')
+            assert group['lr'] == pytest.approx(base.lr * (multiplier if in_backbone else 1)), name
+            assert group['weight_decay'] == (0 if is_spared(path, model, name)
+                                             else base.weight_decay), name
     assert sorted(seen) == sorted(names.values())
-    assert any('layer1.0.masker' in name for name in seen)
+    maskers = {n for n, _ in model.backbone.named_parameters() if '.masker.' in n}
+    assert maskers and {f'backbone.{n}' for n in maskers} <= set(seen)
 
 
-def test_faster_rcnn_config_is_the_papers():
-    cfg = Config.fromfile(next(p for p in CONFIGS if p.stem == 'faster_rcnn_laud_r50'))
-    assert cfg.train_cfg.max_epochs == 12 and cfg.auto_scale_lr.base_batch_size == 16
-    assert cfg.model.backbone.paradigm == 'layer' and cfg.model.backbone.depth == 50
-    assert cfg.optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult == 0.5
-    activation = cfg.custom_hooks[0]
-    assert (activation.target, activation.weight, activation.bounds) == (0.5, 10.0, False)
-    assert activation.temperature.end == 0.1
-    resize = next(t for t in cfg.train_pipeline if t.type == 'Resize')
-    assert tuple(resize.scale) == (1333, 800)
+def is_spared(path, model, name):
+    """Mask2Former's own rules: no weight decay on embeddings and on norms outside the backbone."""
+    if detector_of(path) != 'mask2former' or name.startswith('backbone.'):
+        return False
+    if any(key in name for key in ('query_embed', 'query_feat', 'level_embed')):
+        return True
+    owner = model.get_submodule(name.rpartition('.')[0])
+    return isinstance(owner, (torch.nn.GroupNorm, torch.nn.LayerNorm))
 
 
 def test_mmpretrain_classifiers_take_the_backbone_and_the_hook(tmp_path):

@@ -135,6 +135,11 @@ def test_nan_loss_stops_with_a_clear_error_and_keeps_checkpoints(tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+def test_a_second_activation_hook_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='must name one ActivationHook'):
+        make_runner(tmp_path, [ActivationHook(), ActivationHook()]).train()
+
+
 def test_a_model_without_laud_backbone_is_refused(tmp_path):
     model = ToyClassifier()
     model.backbone = torch.nn.Identity()

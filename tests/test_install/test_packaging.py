@@ -184,6 +184,48 @@ def test_downstream_detectors_are_built_by_mmdet(installed, downstream):
                          'backbone': 'LAUDResNet', 'paradigms': ['channel'], 'classes': 3}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec('mmdet'), reason='mmdet is not installed')
+@pytest.mark.parametrize('installed', ['wheel'], indirect=True)
+def test_the_sample_repository_builds_all_five_by_name_and_by_path(installed, tmp_path):
+    repository = tmp_path / 'downstream'
+    shutil.copytree(ROOT / 'tests' / 'downstream', repository)
+    (repository / 'laud').symlink_to(installed.package / '.mim' / 'configs' / 'laud')
+    built = report(installed, repository, """
+        from pathlib import Path
+        import laud_mm, torch
+        from mmdet.registry import MODELS
+        from mmdet.utils import register_all_modules
+        from mmengine.config import Config
+        from mmengine.registry import HOOKS
+        register_all_modules()
+        result = {}
+        for path in sorted(Path('configs').glob('by_*/*.py')):
+            cfg = Config.fromfile(path)
+            cfg.model.backbone.init_cfg = None
+            with torch.device('meta'):
+                model = MODELS.build(cfg.model)
+            hooks = {k: HOOKS.build(cfg.default_hooks[k]) for k in ('activation', 'latency')}
+            heads = [m.num_classes for m in model.modules() if hasattr(m, 'num_classes')]
+            result[str(path)] = dict(
+                detector=type(model).__name__, depth=model.backbone.depth,
+                paradigms=sorted({b.shape.paradigm for b in model.backbone.blocks()}),
+                classes=sorted(set(heads)), target=hooks['activation'].loss.target,
+                devices=[p.name for p in hooks['latency'].predictors],
+                data=cfg.val_dataloader.dataset.metainfo.classes)
+        """)
+    detectors = dict(faster_rcnn='FasterRCNN', retinanet='RetinaNet', mask_rcnn='MaskRCNN',
+                     ddq_detr='DDQDETR', mask2former='Mask2Former')
+    expected = {'by_name': dict(depth=50, paradigms=['channel'], target=0.7, devices=['TX2']),
+                'by_path': dict(depth=101, paradigms=['spatial'], target=0.6, devices=['Nano'])}
+    assert len(built) == 10
+    for way, values in expected.items():
+        for name, detector in detectors.items():
+            found = built[f'configs/{way}/{name}_pets.py']
+            assert 2 in found.pop('classes')
+            assert found == dict(values, detector=detector, data=['cat', 'dog'])
+
+
 def test_the_hardware_table_is_installed(installed, tmp_path):
     assert report(installed, tmp_path, """
         import sys

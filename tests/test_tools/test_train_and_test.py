@@ -107,18 +107,26 @@ def test_masked_and_skipping_evaluation_agree(trained, data_root, tmp_path):
         assert code == 0, output[-3000:]
         report = json.loads(next((tmp_path / execution).rglob('test.json')).read_text())
         assert report['stamp']['execution'] == execution
-        saved = [p for p in (tmp_path / execution).glob('*/*.json') if p.parent.name != 'latency']
-        metrics[execution] = dict(json.loads(saved[0].read_text()), rate=report['rate'])
+        results = json.loads(next((tmp_path / execution).glob('*/results.json')).read_text())
+        assert (results['execution'], results['target']) == (execution, 0.5)
+        assert '| mAP / mAP50 of boxes ' in output and 'predicted for TX2' in output
+        metrics[execution] = dict(results['metrics'], rate=report['rate'])
     for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'rate', 'backbone_flops_g'):
         assert metrics['masked'][key] == pytest.approx(metrics['skipping'][key], abs=1e-3)
 
 
-def test_faster_rcnn_trains_and_reports_on_two_processes(data_root, tmp_path):
+@pytest.mark.parametrize('detector', ['faster_rcnn', 'mask2former'])
+def test_detectors_train_and_report_on_two_processes(detector, data_root, tmp_path):
+    loop = ("_delete_=True, type='IterBasedTrainLoop'" if detector == 'faster_rcnn'
+            else 'dynamic_intervals=None')
     (tmp_path / 'short.py').write_text(
-        f"_base_ = '{CONFIG}'\n"
-        "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=2, val_interval=2)\n"
-        "train_dataloader = dict(sampler=dict(type='InfiniteSampler'))\n")
-    keep = [o for o in options(data_root) if not o.startswith('train_cfg')]
+        f"_base_ = '{ROOT}/configs/{detector}_laud_demo.py'\n"
+        f'train_cfg = dict({loop}, max_iters=2, val_interval=2)\n'
+        "train_dataloader = dict(sampler=dict(type='InfiniteSampler'))\n"
+        + "model = dict(panoptic_head=dict(in_channels=[32, 64, 128, 256]))\n"
+        * (detector == 'mask2former'))
+    left_out = ('train_cfg', *(['model.neck'] if detector == 'mask2former' else []))
+    keep = [o for o in options(data_root) if not o.startswith(left_out)]
     code, output = run('bash', str(ROOT / 'tools' / 'dist_train.sh'), str(tmp_path / 'short.py'),
                        '2', '--work-dir', str(tmp_path / 'out'), *keep)
     assert code == 0, output[-3000:]

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from mmengine.model import BaseModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from laud_mm.checkpoints import load_pretrained
 from laud_mm.models.dynamic import ActivationRecord, BlockMasker
 from laud_mm.specs import NetworkSpec
 from laud_mm.specs.arguments import check_choice
@@ -122,10 +123,21 @@ class LAUDBackbone(BaseModule):
         return tuple(outputs)
 
     def init_weights(self):
-        """Initialise or load as `init_cfg` says, then the maskers that nothing was loaded for."""
+        """Initialise or load as `init_cfg` says, then the maskers that nothing was loaded for.
+
+        Raises:
+            CheckpointError: If a checkpoint of `init_cfg` does not fit, see `load_pretrained`.
+        """
         if self.is_init:
             return
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        pretrained = [c for c in configs if c.get('type') == 'Pretrained']
+        all_of_them = self.init_cfg
+        self.init_cfg = [c for c in configs if c not in pretrained]
         super().init_weights()
+        self.init_cfg = all_of_them
+        for config in pretrained:  # our loader: mmengine's passes over what does not fit
+            load_pretrained(self, **{k: v for k, v in config.items() if k != 'type'})
         for masker in self.maskers():
             masker.reset_parameters()
         self._freeze()

@@ -1,0 +1,88 @@
+"""Start a backbone from a checkpoint, and say key by key what does not fit."""
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from .safe import CheckpointError
+
+LISTED = 40  # names of one kind that a message lists
+
+
+def read_backbone(checkpoint, prefix=None, map_location='cpu'):
+    """Read a backbone's weights from any checkpoint that mmengine can open.
+
+    Args:
+        checkpoint (str): File, URL or 'torchvision://...'.
+        prefix (str, optional): What the backbone's keys start with, such as
+            'backbone.' in a classifier's or detector's checkpoint; others are left aside.
+        map_location (str): Device to read to.
+
+    Returns:
+        dict[str, Tensor]: Without the prefix, and without 'module.' of a DDP wrapper.
+
+    Raises:
+        CheckpointError: If no key starts with `prefix`.
+    """
+    content = CheckpointLoader.load_checkpoint(checkpoint, map_location, logger='silent')
+    for key in ('state_dict', 'model'):
+        content = content[key] if isinstance(content.get(key), dict) else content
+    weights = {key.removeprefix('module.'): value for key, value in content.items()}
+    if not prefix:
+        return weights
+    prefix = prefix.rstrip('.') + '.'
+    own = {k[len(prefix):]: v for k, v in weights.items() if k.startswith(prefix)}
+    if not own:
+        raise CheckpointError(f'no key of {checkpoint} starts with the prefix {prefix!r}; they '
+                              f'start with {", ".join(sorted({k.split(".")[0] for k in weights}))}')
+    return own
+
+
+def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
+    """Load a backbone's weights as `init_cfg=dict(type='Pretrained', ...)` says.
+
+    Maskers that the checkpoint does not hold keep their fresh weights, and keys
+    that are not the backbone's are left aside; both are logged by name.
+
+    Args:
+        backbone (LAUDBackbone): Loaded in place, all of it or nothing.
+        checkpoint, prefix, map_location: See `read_backbone`.
+
+    Raises:
+        CheckpointError: If a weight of the static network is missing, or any
+            weight has another shape; all of them are named.
+    """
+    weights = read_backbone(checkpoint, prefix, map_location)
+    own = backbone.state_dict()
+    # Older checkpoints lack the counters of batch norms, which inference does not read.
+    missing = [k for k in own if k not in weights and not k.endswith('num_batches_tracked')]
+    maskers = {id(p) for masker in backbone.maskers() for p in masker.parameters()}
+    maskers = {name for name, p in backbone.named_parameters() if id(p) in maskers}
+    fresh = [k for k in missing if k in maskers]
+    static = [k for k in missing if k not in maskers]
+    shapes = [f'{k}: {tuple(weights[k].shape)}, the backbone has {tuple(own[k].shape)}'
+              for k in own if k in weights and weights[k].shape != own[k].shape]
+    if static or shapes:
+        raise CheckpointError('\n'.join([
+            f'{checkpoint} does not fit {type(backbone).__name__}; nothing was loaded',
+            *_listed('missing from the checkpoint', static),
+            *_listed('of another shape', shapes),
+            *_advice(static, weights, prefix)]))
+    backbone.load_state_dict(weights, strict=False)
+    loaded, aside = [k for k in own if k in weights], [k for k in weights if k not in own]
+    print_log('\n'.join([
+        f'{checkpoint}: loaded {len(loaded)} of {len(own)} weights of the backbone',
+        *_listed('maskers that it does not hold start fresh', fresh),
+        *_listed("not the backbone's, left aside", aside)]), logger='current')
+
+
+def _listed(title, names):
+    if not names:
+        return []
+    more = [f'  ... and {len(names) - LISTED} more'] if len(names) > LISTED else []
+    return [f'{title} ({len(names)}):', *(f'  {n}' for n in names[:LISTED]), *more]
+
+
+def _advice(static, weights, prefix):
+    """Name the prefix that was forgotten, if that is what is wrong."""
+    if static and not prefix and f'backbone.{static[0]}' in weights:
+        return ["its keys start with 'backbone.': set prefix='backbone.'"]
+    return []

@@ -1,0 +1,64 @@
+"""Count the multiply-adds of a config's backbone at an image size, static and per rate.
+
+    get_flops.py CONFIG [--shape 800 1216] [--rate 0.25 0.5 0.75 1.0]
+"""
+import argparse
+import sys
+
+from mmengine.config import Config
+
+from laud_mm.latency.output import format_table, write_json
+from laud_mm.specs import dynamic_flops, static_flops
+from laud_mm.specs.networks import backbone_spec
+
+RATES = (0.25, 0.5, 0.75, 1.0)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--shape', nargs=2, type=int, default=(800, 1216), metavar=('H', 'W'))
+    parser.add_argument('--rate', nargs='+', type=float, default=RATES,
+                        help='shares of units on that columns are shown for')
+    parser.add_argument('--json', help='write the table to this JSON file')
+    return parser.parse_args()
+
+
+def flops_rows(spec, rates):
+    """One row for the stem, each stage and the whole, in G multiply-adds per image.
+
+    Args:
+        spec (NetworkSpec): The backbone.
+        rates (Sequence[float]): Shares of units on.
+
+    Returns:
+        list[dict]: `part`, `static`, and a column per rate, maskers included.
+    """
+    parts = {'stem': dict(static=static_flops(spec.stem),
+                          **{f'rate {r:g}': static_flops(spec.stem) for r in rates})}
+    for block in spec.blocks:
+        sums = parts.setdefault(f'stage {block.shape.stage + 1}', {})
+        costs = dict(static=static_flops(block.ops), **{
+            f'rate {r:g}': dynamic_flops(block.ops, block.expected_rates(r)) for r in rates})
+        for column, flops in costs.items():
+            sums[column] = sums.get(column, 0) + flops
+    total = {column: sum(p[column] for p in parts.values()) for column in parts['stem']}
+    return [dict(part=part, **{c: flops / 1e9 for c, flops in columns.items()})
+            for part, columns in (*parts.items(), ('backbone', total))]
+
+
+def main():
+    args = parse_args()
+    try:
+        spec = backbone_spec(Config.fromfile(args.config).model.backbone, tuple(args.shape))
+        rows = flops_rows(spec, args.rate)
+    except (OSError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    print(f'{args.config}, {args.shape[0]}x{args.shape[1]}, G multiply-adds per image')
+    print(format_table(rows, list(rows[0])))
+    if args.json:
+        write_json(rows, args.json)
+
+
+if __name__ == '__main__':
+    main()
