@@ -36,5 +36,5 @@ param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=max_epochs
 default_hooks = dict(
     logger=dict(interval=20),
     checkpoint=dict(type='laud_mm.AtomicCheckpointHook', max_keep_ckpts=2),
-    latency=dict(type='laud_mm.LatencyHook', interval=0))
+    latency=dict(type='laud_mm.LatencyHook', interval=0, devices=['V100', 'TX2']))
 randomness = dict(seed=0)

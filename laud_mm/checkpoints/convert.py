@@ -7,7 +7,8 @@ from typing import Dict, Tuple
 import torch
 
 from .architecture import build_keys, infer_backbone, is_masker_key
-from .layout import add_classifier_prefixes, compare_keys, strip_classifier_prefixes
+from .layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
+                     strip_classifier_prefixes)
 from .safe import CheckpointError, load_state_dict, save_state_dict
 
 # The authors' names of a block's maskers, and ours.
@@ -129,7 +130,7 @@ def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trus
         src (str | Path): File to read, weights only; `.safetensors` is one of them.
         dst (str | Path): File to write: `.safetensors`, else {'state_dict': ...}.
         prefix (str): Put before backbone keys, such as 'backbone.'; the
-            classifier's `fc.*` then becomes mmpretrain's `head.fc.*`.
+            classifier's keys then become mmpretrain's `head.…`.
         target (str): One of `TARGETS`; others than 'laud' take the static part.
         backbone (dict, optional): Config of the backbone that the weights are
             for; default: inferred from the weights.
@@ -160,7 +161,7 @@ def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trus
 
 
 def check_backbone(weights, backbone):
-    """Check that weights fill a backbone; its classifier's `fc.*` is not looked at.
+    """Check that weights fill a backbone; its classifier is not looked at.
 
     Args:
         weights (dict[str, Tensor]): With our keys.
@@ -172,7 +173,7 @@ def check_backbone(weights, backbone):
     Raises:
         CheckpointError: If anything else is missing, unexpected or of another shape.
     """
-    body = {k: v for k, v in weights.items() if not k.startswith('fc.')}
+    body = {k: v for k, v in weights.items() if not k.startswith(CLASSIFIER_KEYS)}
     fit = compare_keys(body, build_keys(backbone))
     fresh = tuple(filter(is_masker_key, fit.missing))
     static = not any(map(is_masker_key, body))

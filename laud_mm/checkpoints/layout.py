@@ -5,6 +5,8 @@ from typing import Tuple
 from .safe import CheckpointError
 
 _SHOWN = 5  # keys named in a message
+# Keys of a classifier in a plain network, which mmpretrain has below `head.`.
+CLASSIFIER_KEYS = ('fc.', 'layers.head.')
 
 
 def add_classifier_prefixes(state_dict, backbone='backbone.'):
@@ -12,7 +14,8 @@ def add_classifier_prefixes(state_dict, backbone='backbone.'):
 
     Args:
         state_dict (dict[str, Tensor]): A backbone's keys, and the classifier's
-            under 'fc.', as torchvision has them; or a classifier's already.
+            under 'fc.' (as torchvision has them) or 'layers.head.'; or an
+            mmpretrain classifier's already.
         backbone (str): Put before the backbone's keys.
 
     Returns:
@@ -20,12 +23,12 @@ def add_classifier_prefixes(state_dict, backbone='backbone.'):
     """
     if any(key.startswith(('backbone.', 'head.')) for key in state_dict):
         return dict(state_dict)
-    return {f'head.{key}' if key.startswith('fc.') else backbone + key: value
+    return {f'head.{key}' if key.startswith(CLASSIFIER_KEYS) else backbone + key: value
             for key, value in state_dict.items()}
 
 
 def strip_classifier_prefixes(state_dict):
-    """Undo `add_classifier_prefixes`: a plain network's keys, the classifier's under 'fc.'."""
+    """Undo `add_classifier_prefixes`: a plain network's keys."""
     return {key.removeprefix('backbone.').removeprefix('head.'): value
             for key, value in state_dict.items()}
 
