@@ -7,13 +7,14 @@ model = dict(
     loss_kd=dict(weight=0.5, temperature=4.0),
     backbone=dict(paradigm='layer'))
 
-max_epochs = 20
+max_epochs = 30
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = dict(T_max=max_epochs)
-# In 420 iterations the maskers, which start with everything on, have to walk faster.
+# In 630 iterations the maskers, which start with everything on, have to walk faster and come to
+# decisions clear enough to be the same without noise.
 optim_wrapper = dict(
     optimizer=dict(lr=0.01),
-    paramwise_cfg=dict(custom_keys={'masker': dict(lr_mult=10.0)}))
+    paramwise_cfg=dict(custom_keys={'masker': dict(lr_mult=100.0)}))
 default_hooks = dict(activation=dict(
     type='laud_mm.ActivationHook', target=0.6, weight=10.0, bounds=True,
     temperature=dict(type='exponential', start=5.0, end=0.1)))
