@@ -1,11 +1,13 @@
 # make demo   train, evaluate and time a small LAUD Faster R-CNN on real photographs
 # make coco   train and evaluate all five detectors at small width on the same photographs
+# make digits accuracy against latency on handwritten digits, all paradigms (half an hour)
 # make test   run the tests
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo
+DIGITS ?= work_dirs/digits
 
-.PHONY: env python test demo coco
+.PHONY: env python test demo coco digits
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -20,3 +22,6 @@ demo: env
 
 coco: env
 	.venv/bin/python tools/run_coco_small.py
+
+digits: env
+	.venv/bin/python tools/run_digits.py --work-dir $(DIGITS)

@@ -97,6 +97,7 @@ setup(
         'det': ['torchvision', 'mmcv>=2.1,<2.2', 'mmdet>=3.3,<3.4', 'pycocotools'],
         'cls': ['torchvision', 'mmcv>=2.1,<2.2', 'mmpretrain>=1.2,<1.3'],
         'calibrate': ['scipy'],
+        'safetensors': ['safetensors'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
         'test': ['pytest', 'hypothesis', 'pytest-cov', 'psutil'],
     },

@@ -10,8 +10,8 @@ require_stack()  # first: a wrong stack fails at the imports below, and names no
 from mmengine.runner import Runner
 
 from laud_mm.checkpoints import find_resumable
-from laud_mm.utils.run import (check_data, enable_amp, load_config, parse_run_arguments,
-                               use_cpu_processes)
+from laud_mm.utils.run import (check_data, check_teacher, enable_amp, load_config,
+                               parse_run_arguments, use_cpu_processes)
 
 
 def parse_args():
@@ -30,6 +30,7 @@ def main():
     try:
         cfg = load_config(args.config, args.cfg_options, args.work_dir, args.launcher)
         check_data(cfg, ['train_dataloader', 'val_dataloader'])
+        check_teacher(cfg)
         if args.resume not in (None, 'auto') and not os.path.isfile(args.resume):
             raise FileNotFoundError(f'--resume must be an existing checkpoint, got {args.resume}')
         if args.auto_scale_lr and 'base_batch_size' not in cfg.get('auto_scale_lr', {}):

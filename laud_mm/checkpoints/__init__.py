@@ -1,7 +1,9 @@
 """Reading, converting and resuming checkpoints."""
-from .convert import SOURCES, convert_file, convert_laudnet
+from .convert import SOURCES, TARGETS, Conversion, convert_file, convert_laudnet
 from .pretrained import load_pretrained
-from .safe import CheckpointError, allow_runner_types, find_resumable, load_state_dict
+from .safe import (CheckpointError, allow_runner_types, find_resumable, load_state_dict,
+                   save_state_dict)
 
-__all__ = ['SOURCES', 'CheckpointError', 'allow_runner_types', 'convert_file', 'convert_laudnet',
-           'find_resumable', 'load_pretrained', 'load_state_dict']
+__all__ = ['SOURCES', 'TARGETS', 'CheckpointError', 'Conversion', 'allow_runner_types',
+           'convert_file', 'convert_laudnet', 'find_resumable', 'load_pretrained',
+           'load_state_dict', 'save_state_dict']

@@ -1,11 +1,15 @@
-"""Turn other projects' checkpoints into ours."""
-import os
+"""Turn other projects' checkpoints into ours, and the static part of ours into theirs."""
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Dict, Tuple
 
 import torch
 
-from .safe import CheckpointError, load_state_dict
+from .architecture import build_keys, infer_backbone, is_masker_key
+from .layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
+                     strip_classifier_prefixes)
+from .safe import CheckpointError, load_state_dict, save_state_dict
 
 # The authors' names of a block's maskers, and ours.
 _LAUDNET_MASKERS = (
@@ -22,7 +26,19 @@ _STATIC_KEY = re.compile(
     r'\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 _MASKER_KEY = re.compile(
     rf'({_RESNET_BLOCK}|{_REGNET_BLOCK})'
-    r'\.masker\.(spatial\.conv|channel\.fc[12])\.(weight|bias)$')
+    r'\.masker\.(spatial\.conv|channel\.(fc[12]|conv))\.(weight|bias)$')
+
+
+def _check_keys(state_dict, names, *patterns):
+    """Refuse keys that no pattern knows; `names` says whose they should be."""
+    unknown = [k for k in state_dict if not any(p.match(k) for p in patterns)]
+    if unknown:
+        raise CheckpointError(f'{len(unknown)} of {len(state_dict)} keys are not those of {names}, '
+                              f'the first being {unknown[:3]}')
+    if not {'conv1.weight', 'stem.0.weight'} & set(state_dict):
+        raise CheckpointError('the checkpoint holds no conv1.weight and no stem.0.weight, so it is '
+                              'neither a ResNet nor a RegNet')
+    return state_dict
 
 
 def convert_laudnet(state_dict):
@@ -40,53 +56,127 @@ def convert_laudnet(state_dict):
     Raises:
         CheckpointError: If there is a key that neither has a place in ours.
     """
-    converted, unknown = {}, []
+    converted = {}
     for key, value in state_dict.items():
-        new = key.removeprefix('module.')
+        key = key.removeprefix('module.')
         for pattern, replacement in _LAUDNET_MASKERS:
-            new = pattern.sub(replacement, new)
-        if not (_STATIC_KEY.match(new) or _MASKER_KEY.match(new)):
-            unknown.append(key)
-        converted[new] = value
-    if unknown:
-        raise CheckpointError(
-            f'{len(unknown)} of {len(state_dict)} keys are not those of a LAUDNet ResNet or '
-            f'RegNet, the first being {unknown[:3]}')
-    if not {'conv1.weight', 'stem.0.weight'} & set(converted):
-        raise CheckpointError('the checkpoint holds no conv1.weight and no stem.0.weight, so it is '
-                              'neither a ResNet nor a RegNet')
-    return converted
+            key = pattern.sub(replacement, key)
+        converted[key] = value
+    return _check_keys(converted, 'a LAUDNet ResNet or RegNet', _STATIC_KEY, _MASKER_KEY)
 
 
-SOURCES = {'laudnet': convert_laudnet}
+def convert_torchvision(state_dict):
+    """Check that the keys are those of a torchvision ResNet or RegNetY, which are ours."""
+    return _check_keys(dict(state_dict), "torchvision's ResNet or RegNetY", _STATIC_KEY)
 
 
-def convert_file(source, src, dst, prefix=''):
+def convert_mmpretrain(state_dict):
+    """Strip the prefixes of an mmpretrain ResNet classifier's keys; the rest is ours."""
+    return _check_keys(strip_classifier_prefixes(state_dict), "mmpretrain's ResNet", _STATIC_KEY)
+
+
+def convert_ours(state_dict):
+    """Strip the prefixes of a classifier trained here; other models are refused."""
+    return _check_keys(strip_classifier_prefixes(state_dict), 'a LAUD-ResNet or LAUD-RegNet',
+                       _STATIC_KEY, _MASKER_KEY)
+
+
+# 'lasnet' is the earlier repository of LAUDNet's authors, whose names LAUDNet kept.
+SOURCES = {'laud': convert_ours, 'laudnet': convert_laudnet, 'lasnet': convert_laudnet,
+           'torchvision': convert_torchvision, 'mmpretrain': convert_mmpretrain}
+
+
+def export_torchvision(state_dict):
+    """The static part of our weights with torchvision's keys."""
+    return {k: v for k, v in state_dict.items() if not is_masker_key(k)}
+
+
+def export_mmpretrain(state_dict):
+    """The static part of our weights with the keys of mmpretrain's ResNet classifier.
+
+    Raises:
+        CheckpointError: For a RegNetY, which mmpretrain does not have.
+    """
+    if 'conv1.weight' not in state_dict:
+        raise CheckpointError('mmpretrain has ResNets, but no RegNetY, to convert to')
+    return add_classifier_prefixes(export_torchvision(state_dict))
+
+
+TARGETS = {'laud': dict, 'torchvision': export_torchvision, 'mmpretrain': export_mmpretrain}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        state_dict (dict[str, Tensor]): The weights written.
+        backbone (dict): Config of the backbone that they were checked against.
+        fresh (tuple[str, ...]): Keys of maskers that the source does not have
+            and training starts afresh.
+        dropped (tuple[str, ...]): Keys of maskers that the target has no place for.
+    """
+    state_dict: Dict[str, torch.Tensor]
+    backbone: dict
+    fresh: Tuple[str, ...]
+    dropped: Tuple[str, ...]
+
+
+def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trust=False):
     """Convert a checkpoint file; nothing is written unless all of it converts.
 
     Args:
         source (str): One of `SOURCES`.
-        src (str | Path): File to read, weights only.
-        dst (str | Path): File to write: {'state_dict': ...}.
+        src (str | Path): File to read, weights only; `.safetensors` is one of them.
+        dst (str | Path): File to write: `.safetensors`, else {'state_dict': ...}.
         prefix (str): Put before backbone keys, such as 'backbone.'; the
-            classifier's `fc.*` then becomes mmpretrain's `head.fc.*`.
+            classifier's keys then become mmpretrain's `head.…`.
+        target (str): One of `TARGETS`; others than 'laud' take the static part.
+        backbone (dict, optional): Config of the backbone that the weights are
+            for; default: inferred from the weights.
+        trust (bool): See `load_state_dict`.
 
     Returns:
-        dict[str, Tensor]: The state dict written.
+        Conversion: The weights written and how they fit.
 
     Raises:
-        ValueError: If `source` is not known.
-        CheckpointError: If `src` cannot be read safely or does not convert.
+        ValueError: If `source` or `target` is not known.
+        CheckpointError: If `src` cannot be read safely, does not convert or
+            does not fit the backbone, naming missing and unexpected keys.
     """
-    if source not in SOURCES:
-        raise ValueError(f'source must be one of {", ".join(SOURCES)}, got {source!r}')
-    state_dict = SOURCES[source](load_state_dict(src))
+    for field, value, known in (('source', source, SOURCES), ('target', target, TARGETS)):
+        if value not in known:
+            raise ValueError(f'{field} must be one of {", ".join(known)}, got {value!r}')
+    if prefix and target != 'laud':
+        raise ValueError(f'prefix must be empty for the target {target}, got {prefix!r}')
+    weights = SOURCES[source](load_state_dict(src, trust))
+    backbone = backbone or infer_backbone(weights)
+    fresh = check_backbone(weights, backbone)
+    converted = TARGETS[target](weights)
     if prefix:
-        state_dict = {f'head.{k}' if k.startswith('fc.') else prefix + k: v
-                      for k, v in state_dict.items()}
-    dst = Path(dst)
-    dst.parent.mkdir(parents=True, exist_ok=True)
-    part = dst.with_name(f'.{dst.name}.part')
-    torch.save({'state_dict': state_dict}, part)
-    os.replace(part, dst)
-    return state_dict
+        converted = add_classifier_prefixes(converted, prefix)
+    save_state_dict(converted, Path(dst))
+    dropped = tuple(filter(is_masker_key, weights)) if target != 'laud' else ()
+    return Conversion(converted, backbone, fresh, dropped)
+
+
+def check_backbone(weights, backbone):
+    """Check that weights fill a backbone; its classifier is not looked at.
+
+    Args:
+        weights (dict[str, Tensor]): With our keys.
+        backbone (dict): Config of the backbone.
+
+    Returns:
+        tuple[str, ...]: Keys of its maskers, if the weights have none at all.
+
+    Raises:
+        CheckpointError: If anything else is missing, unexpected or of another shape.
+    """
+    body = {k: v for k, v in weights.items() if not k.startswith(CLASSIFIER_KEYS)}
+    fit = compare_keys(body, build_keys(backbone))
+    fresh = tuple(filter(is_masker_key, fit.missing))
+    static = not any(map(is_masker_key, body))
+    if fit.unexpected or fit.mismatched or (set(fit.missing) - set(fresh if static else ())):
+        raise CheckpointError(f'the weights do not fit {backbone["type"]}: {fit}')
+    return fresh

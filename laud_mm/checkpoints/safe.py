@@ -1,4 +1,5 @@
 """Safe reading of checkpoints: weights only, and never a half-written one."""
+import os
 import pickle
 import re
 import zipfile
@@ -11,12 +12,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read safely, or does not fit."""
 
 
-def load_state_dict(path):
+def load_state_dict(path, trust=False):
     """Read the weights of a checkpoint file without running any code in it.
 
     Args:
-        path (str | Path): A `torch.save` file: a state dict, or a dict with one
-            under 'state_dict' or 'model'.
+        path (str | Path): A `.safetensors` file, or a `torch.save` file: a
+            state dict, or a dict with one under 'state_dict' or 'model'.
+        trust (bool): Obey a pickle whatever it does. Only for files whose
+            writer is trusted like one's own code.
 
     Returns:
         dict[str, Tensor]: Names and weights.
@@ -29,11 +32,16 @@ def load_state_dict(path):
     if not path.is_file():
         raise CheckpointError(f'{path} is not a file')
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True)
+        if path.suffix == '.safetensors':
+            content = _safetensors(path).load_file(path)
+        else:
+            content = torch.load(path, map_location='cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f'{path} holds more than weights and is not loaded, because that '
                               f'could run code: {str(error).splitlines()[0]}') from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a broken file makes the readers raise
         raise CheckpointError(f'{path} is not a readable checkpoint: {error}') from error
     for key in ('state_dict', 'model'):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -42,6 +50,42 @@ def load_state_dict(path):
             isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
         raise CheckpointError(f'{path} holds no state dict (names and tensors)')
     return dict(content)
+
+
+def save_state_dict(state_dict, path):
+    """Write weights so that the file is there complete or not at all.
+
+    Args:
+        state_dict (dict[str, Tensor]): Names and weights.
+        path (str | Path): A `.safetensors` file, else a `torch.save` file of
+            {'state_dict': ...}.
+
+    Raises:
+        CheckpointError: If `.safetensors` is asked for and the library is missing.
+    """
+    path = Path(path)
+    part = path.with_name(f'.{path.name}.part')
+    writer = _safetensors(path) if path.suffix == '.safetensors' else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if writer:
+            # The format knows neither views nor shared memory.
+            writer.save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, part)
+        else:
+            torch.save({'state_dict': state_dict}, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _safetensors(path):
+    """The library for `.safetensors` files, which is optional."""
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise CheckpointError(f'{path} needs the safetensors library: '
+                              'pip install safetensors') from error
+    return safetensors.torch
 
 
 def _history_statistic(owner, name):

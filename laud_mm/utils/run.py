@@ -80,14 +80,50 @@ def _reads_segmentation(dataset):
                for step in dataset.get('pipeline') or ())
 
 
+def _class_folders(dataset):
+    """The folder whose subfolders are a classification set's classes; None if it has another way."""
+    kind, root = str(dataset.get('type')).rsplit('.', 1)[-1], str(dataset.get('data_root') or '')
+    prefix, split = dataset.get('data_prefix') or '', dataset.get('split') or ''
+    prefix = prefix.get('img_path', '') if isinstance(prefix, dict) else prefix
+    listed = dataset.get('ann_file') or Path(root, 'meta', f'{split}.txt').is_file()
+    if kind not in ('ImageNet', 'CustomDataset') or listed or dataset.get('with_label') is False:
+        return None
+    return Path(root, prefix or split)
+
+
+def _class_folder_problem(dataset, num_classes):
+    """What is wrong with the class folders of a dataset; None if nothing is."""
+    folder = _class_folders(dataset)
+    if folder is None or '://' in str(folder):
+        return None
+    if not folder.is_dir():
+        return str(folder)
+    found = sum(path.is_dir() for path in folder.iterdir())
+    if found and num_classes in (None, found):
+        return None
+    return (f'{folder} has {found} class folders, the model {num_classes} classes: set '
+            'model.head.num_classes and the datasets\' metainfo.classes, or ann_file')
+
+
+def check_teacher(cfg):
+    """Raise DataError if the model learns from a teacher whose checkpoint file is missing."""
+    checkpoint = (cfg.model.get('teacher') or {}).get('checkpoint')
+    if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise DataError(f"the teacher's checkpoint must be an existing file, got {checkpoint}: "
+                        'train or convert the static net first, or set model.teacher.checkpoint')
+
+
 def check_data(cfg, loaders):
     """Raise DataError naming every data file or folder of `loaders` that is missing.
+
+    Class folders must also be as many as the model's classes.
 
     Args:
         cfg (Config): The config.
         loaders (Sequence[str]): Such as 'train_dataloader'; absent ones are skipped.
     """
     missing = []
+    num_classes = ((cfg.get('model') or {}).get('head') or {}).get('num_classes')
     for loader in loaders:
         if not cfg.get(loader):
             continue
@@ -106,7 +142,10 @@ def check_data(cfg, loaders):
                 path = os.path.join(root, part)
                 if '://' not in path and not Path(path).exists():
                     missing.append(f'- {loader}: {Path(path)}')
+            problem = _class_folder_problem(dataset, num_classes)
+            if problem and f'- {loader}: {problem}' not in missing:
+                missing.append(f'- {loader}: {problem}')
     if missing:
-        raise DataError('data that the config names is not there:\n' + '\n'.join(missing)
+        raise DataError('data that the config names is missing or does not fit:\n' + '\n'.join(missing)
                         + '\nPut it there, or set data_root, ann_file and data_prefix of the '
                         'dataset in the config or with --cfg-options')

@@ -66,7 +66,8 @@ def test_the_tool_converts_and_explains_failures(tmp_path):
 
 def test_a_prefix_makes_a_classifiers_checkpoint(tmp_path):
     torch.save(released_state_dict('layer')[1], tmp_path / 'src.pth')
-    converted = convert_file('laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth', 'backbone.')
+    converted = convert_file('laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth',
+                             'backbone.').state_dict
     assert 'head.fc.weight' in converted
     assert 'backbone.layer1.0.masker.spatial.conv.bias' in converted
 
@@ -80,7 +81,7 @@ def test_foreign_keys_are_refused_and_nothing_is_written(tmp_path):
     assert not (tmp_path / 'dst.pth').exists()
     with pytest.raises(CheckpointError, match='no conv1.weight'):
         convert_laudnet({'fc.weight': torch.zeros(1)})
-    with pytest.raises(ValueError, match='source must be one of laudnet'):
+    with pytest.raises(ValueError, match='source must be one of laud, laudnet'):
         convert_file('timm', tmp_path / 'src.pth', tmp_path / 'dst.pth')
 
 

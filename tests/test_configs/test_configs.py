@@ -10,9 +10,10 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / 'configs').glob('*.py'))
 # The papers' learning rate of the backbone, as a share of the framework's.
 MULTIPLIERS = dict(faster_rcnn=0.5, retinanet=0.2, mask_rcnn=0.5, ddq_detr=0.1, mask2former=0.1)
+CONFIGS = sorted(path for detector in MULTIPLIERS for path in (
+    Path(__file__).resolve().parents[2] / 'configs').glob(f'{detector}_*.py'))
 # <detector>_laud_<backbone>[_<paradigm>[_<s or g of each stage>]_t<tenths>]
 NAME = re.compile(r'(?P<detector>\w+)_laud_(?P<backbone>r50|r101|y400mf|y800mf)'
                   r'(_(?P<paradigm>layer|spatial_s|channel_g)(?P<granularity>\d{4})?'

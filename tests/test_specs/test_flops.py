@@ -18,6 +18,29 @@ def test_static_flops_are_the_published_ones(arch):
     assert spec.static_flops / 1e9 == pytest.approx(PUBLISHED_GFLOPS[arch], rel=0.01)
 
 
+# G multiply-adds that the LAUDNet paper's tables give for the static nets.
+PAPERS_GFLOPS = {50: 4.1, 101: 7.8, 'regnety_400mf': 0.40, 'regnety_800mf': 0.83}
+# Parameters with the 1000-way classifier, from torchvision's model table.
+PUBLISHED_PARAMETERS = {
+    50: 25557032, 101: 44549160, 152: 60192808, 'regnety_400mf': 4344144, 'regnety_800mf': 6432512,
+    'regnety_1.6gf': 11202430, 'regnety_3.2gf': 19436338}
+
+
+@pytest.mark.parametrize('arch', PAPERS_GFLOPS)
+def test_static_flops_with_the_classifier_are_the_papers(arch):
+    spec = (resnet_spec if isinstance(arch, int) else regnet_spec)(arch)
+    flops = spec.static_flops + 1000 * spec.blocks[-1].shape.out_channels
+    assert flops / 1e9 == pytest.approx(PAPERS_GFLOPS[arch], rel=0.02)
+
+
+@pytest.mark.parametrize('arch', PUBLISHED_PARAMETERS)
+def test_static_parameters_are_the_published_ones(arch):
+    with torch.device('meta'):
+        net = (LAUDResNet if isinstance(arch, int) else LAUDRegNet)(arch, paradigm=None)
+    classifier = 1000 * (net.blocks()[-1].shape.out_channels + 1)
+    assert sum(p.numel() for p in net.parameters()) + classifier == PUBLISHED_PARAMETERS[arch]
+
+
 @pytest.mark.parametrize('backbone, arch, size', [
     (LAUDResNet, 50, (224, 224)), (LAUDResNet, 50, (800, 1216)),
     (LAUDRegNet, 'regnety_400mf', (224, 224))])

@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config
 
-from laud_mm.utils.run import (DataError, check_data, enable_amp, load_config,
+from laud_mm.utils.run import (DataError, check_data, check_teacher, enable_amp, load_config,
                                use_cpu_processes)
 
 CONFIG = """
@@ -126,15 +126,62 @@ def test_an_absolute_annotation_file_ignores_the_root(data):
 
 
 def test_a_prefix_may_be_a_string_as_in_mmpretrain(data):
+    (data / 'train' / 'cat').mkdir()
     images = dict(type='CustomDataset', data_root=str(data), ann_file='', data_prefix='train')
     check(images)
     assert missing_of(dict(images, data_prefix='test')) == [f'{data}/test']
 
 
-def test_a_root_alone_is_checked_as_for_imagenet_by_split(data):
-    images = dict(type='ImageNet', data_root=str(data), split='train')
-    check(images)
-    assert missing_of(dict(images, data_root='/nowhere')) == ['/nowhere']
+def classes_of(root, split, **kwargs):
+    return dict(type='ImageNet', data_root=str(root), split=split, **kwargs)
+
+
+def check_classes(count, *datasets):
+    loaders = {f'loader{i}': dict(dataset=d) for i, d in enumerate(datasets)}
+    check_data(Config(dict(model=dict(head=dict(num_classes=count)), **loaders)), list(loaders))
+
+
+def test_class_folders_of_a_split_pass(data):
+    for name in ('cat', 'dog'):
+        (data / 'train' / name).mkdir()
+    check_classes(2, classes_of(data, 'train'))
+    check_classes(2, dict(type='mmpretrain.CustomDataset', data_root=str(data),
+                          data_prefix=dict(img_path='train')))
+
+
+@pytest.mark.parametrize('root', ['/nowhere', None])
+def test_missing_splits_are_named(data, root):
+    root = root or data
+    expected = ['/nowhere', '/nowhere/test'] if root == '/nowhere' else [f'{data}/test']
+    assert missing_of(classes_of(root, 'test')) == expected
+
+
+@pytest.mark.parametrize('folders', [0, 1, 3])
+def test_class_folders_must_be_as_many_as_the_models_classes(data, folders):
+    for index in range(folders):
+        (data / 'train' / str(index)).mkdir()
+    with pytest.raises(DataError, match=f'{data}/train has {folders} class folders, the model 2 '
+                                        'classes: set model.head.num_classes'):
+        check_classes(2, classes_of(data, 'train'))
+
+
+def test_a_list_of_images_needs_no_class_folders(data):
+    (data / 'meta').mkdir()
+    (data / 'meta' / 'train.txt').write_text('a.png 0\n')
+    check_classes(2, classes_of(data, 'train'))
+    check_classes(2, dict(type='CustomDataset', data_root=str(data), data_prefix='val',
+                          ann_file='meta/train.txt'))
+
+
+def test_a_teachers_checkpoint_must_be_there(tmp_path):
+    def with_teacher(checkpoint):
+        return Config(dict(model=dict(teacher=dict(checkpoint=str(checkpoint)))))
+    with pytest.raises(DataError, match='got .*absent.pth: train or convert the static net first'):
+        check_teacher(with_teacher(tmp_path / 'absent.pth'))
+    (tmp_path / 'there.pth').touch()
+    check_teacher(with_teacher(tmp_path / 'there.pth'))
+    check_teacher(with_teacher('torchvision://resnet50'))
+    check_teacher(Config(dict(model=dict())))
 
 
 @pytest.mark.parametrize('remote', [

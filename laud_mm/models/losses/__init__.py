@@ -1,3 +1,4 @@
 from .activation_loss import ActivationLoss, activation_bounds
+from .distillation_loss import DistillationLoss
 
-__all__ = ['ActivationLoss', 'activation_bounds']
+__all__ = ['ActivationLoss', 'DistillationLoss', 'activation_bounds']

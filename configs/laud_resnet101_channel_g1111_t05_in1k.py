@@ -1,0 +1,4 @@
+# LAUD-ResNet-101, single channels at t = 0.5: the granularity of BAS.
+_base_ = './laud_resnet101_layer_t05_in1k.py'
+
+model = dict(backbone=dict(paradigm='channel', channel_granularity=1))

@@ -1,0 +1,4 @@
+# LAUD-ResNet-101, channel skipping in groups of 2 at t = 0.5.
+_base_ = './laud_resnet101_layer_t05_in1k.py'
+
+model = dict(backbone=dict(paradigm='channel', channel_granularity=2))
