@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from .safe import CheckpointError, load_state_dict
+from .transformer import convert_adavit, convert_mmpretrain_t2t_vit, convert_t2t_vit
 
 # The authors' names of a block's maskers, and ours.
 _LAUDNET_MASKERS = (
@@ -58,7 +59,9 @@ def convert_laudnet(state_dict):
     return converted
 
 
-SOURCES = {'laudnet': convert_laudnet}
+SOURCES = {'laudnet': convert_laudnet, 'adavit': convert_adavit, 't2t_vit': convert_t2t_vit,
+           'mmpretrain_t2t_vit': convert_mmpretrain_t2t_vit}
+_CLASSIFIERS = ('fc.', 'layers.head.')  # below mmpretrain's `head.`
 
 
 def convert_file(source, src, dst, prefix=''):
@@ -69,7 +72,7 @@ def convert_file(source, src, dst, prefix=''):
         src (str | Path): File to read, weights only.
         dst (str | Path): File to write: {'state_dict': ...}.
         prefix (str): Put before backbone keys, such as 'backbone.'; the
-            classifier's `fc.*` then becomes mmpretrain's `head.fc.*`.
+            classifier's `fc.*` or `layers.head.*` then becomes mmpretrain's `head.…`.
 
     Returns:
         dict[str, Tensor]: The state dict written.
@@ -82,7 +85,7 @@ def convert_file(source, src, dst, prefix=''):
         raise ValueError(f'source must be one of {", ".join(SOURCES)}, got {source!r}')
     state_dict = SOURCES[source](load_state_dict(src))
     if prefix:
-        state_dict = {f'head.{k}' if k.startswith('fc.') else prefix + k: v
+        state_dict = {f'head.{k}' if k.startswith(_CLASSIFIERS) else prefix + k: v
                       for k, v in state_dict.items()}
     dst = Path(dst)
     dst.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
 """Maskers: look at a block's input and decide what to compute (method, section 2)."""
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,7 +11,7 @@ from laud_mm.specs.arguments import check_choice
 from .decision import Decision
 
 
-def gumbel_decide(logit_on, logit_off, temperature, noise=True):
+def gumbel_decide(logit_on, logit_off, temperature, noise=True, threshold=0.5):
     """Sample on/off with Gumbel-Softmax: hard forward, straight-through backward.
 
     Over two classes, softmax((logits + gumbel) / t) is a sigmoid of the logit
@@ -20,6 +22,7 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
         logit_off (Tensor): Logits of "skip", same shape.
         temperature (float): Gumbel temperature, above 0.
         noise (bool): False leaves the sampling noise out.
+        threshold (float): Probability from which on a unit is on, in (0, 1).
 
     Returns:
         Tensor: Same shape, values 0 and 1.
@@ -30,7 +33,8 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
         margin = margin + (torch.empty_like(margin).exponential_().log()
                            - torch.empty_like(margin).exponential_().log())
     soft = torch.sigmoid(margin / temperature)
-    hard = (margin >= 0).to(soft.dtype)
+    # As `soft >= threshold`, but exact at equal logits.
+    hard = (margin >= temperature * math.log(threshold / (1 - threshold))).to(soft.dtype)
     return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
 
 
@@ -46,8 +50,8 @@ def global_mean(x):
     return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-class _TwoLogitMasker(nn.Module):
-    """Base: turns a pair of logits per unit into a mask.
+class Masker(nn.Module):
+    """Base: computes logits and turns them into a mask.
 
     Attributes:
         temperature (float): Gumbel temperature, set by the activation hook.
@@ -55,26 +59,29 @@ class _TwoLogitMasker(nn.Module):
         loaded (bool): Whether the weights came from a checkpoint.
     """
 
-    def __init__(self, noise=True):
+    def __init__(self, noise=True, temperature=1.0):
         super().__init__()
-        self.temperature = 1.0
+        self.temperature = temperature
         self.noise = noise
         self.loaded = False
 
     def logits(self, x):
-        """Return (N, 2, *units): index 0 is "compute", 1 is "skip"."""
+        """What the decision on the block's input rests on."""
+        raise NotImplementedError
+
+    def decide(self, logits):
+        """Turn logits into a mask."""
         raise NotImplementedError
 
     def forward(self, x):
-        if torch.is_autocast_enabled(x.device.type):
-            # Logits in the masker's own precision: decisions should not hang on autocast's.
-            with torch.autocast(x.device.type, enabled=False):
-                on, off = self.logits(x).float().unbind(1)
-        else:
-            on, off = self.logits(x).unbind(1)
-        if self.training:
-            return gumbel_decide(on, off, self.temperature, self.noise)
-        return on >= off
+        return self.decide(self.own_precision_logits(x))
+
+    def own_precision_logits(self, x):
+        """`logits`, in the masker's own precision: decisions should not hang on autocast's."""
+        if not torch.is_autocast_enabled(x.device.type):
+            return self.logits(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.logits(x).float()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # All of it, in the right shape: a masker that loaded half way is a fresh one.
@@ -82,6 +89,16 @@ class _TwoLogitMasker(nn.Module):
             prefix + name in state_dict and state_dict[prefix + name].shape == own.shape
             for name, own in self.state_dict().items())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class _TwoLogitMasker(Masker):
+    """Base: `logits` returns (N, 2, *units): index 0 is "compute", 1 is "skip"."""
+
+    def decide(self, logits):
+        on, off = logits.unbind(1)
+        if self.training:
+            return gumbel_decide(on, off, self.temperature, self.noise)
+        return on >= off
 
 
 class SpatialMasker(_TwoLogitMasker):
@@ -158,8 +175,28 @@ class ChannelMasker(_TwoLogitMasker):
         return self.fc2(pooled).unflatten(1, (2, -1))
 
 
-class BlockMasker(nn.Module):
-    """All maskers of one block: makes its `Decision`.
+class MaskerSet(nn.Module):
+    """Base: all maskers of one block, its children."""
+
+    @property
+    def loaded(self):
+        """Whether all maskers' weights came from a checkpoint."""
+        return all(m.loaded for m in self.children())
+
+    def reset_parameters(self):
+        """Fresh weights for the maskers that no checkpoint filled."""
+        for masker in self.children():
+            if not masker.loaded:
+                masker.reset_parameters()
+
+    def set_temperature(self, temperature):
+        """Set the Gumbel temperature of all maskers."""
+        for masker in self.children():
+            masker.temperature = float(temperature)
+
+
+class BlockMasker(MaskerSet):
+    """All maskers of a bottleneck block: makes its `Decision`.
 
     Args:
         shape (BottleneckShape): Geometry and paradigm of the block.
@@ -183,19 +220,3 @@ class BlockMasker(nn.Module):
             layer=grid.flatten(1) if self.layer_skipping else None,
             patches=None if self.layer_skipping else grid,
             channels=self.channel(x) if hasattr(self, 'channel') else None)
-
-    @property
-    def loaded(self):
-        """Whether all maskers' weights came from a checkpoint."""
-        return all(m.loaded for m in self.children())
-
-    def reset_parameters(self):
-        """Fresh weights for the maskers that no checkpoint filled."""
-        for masker in self.children():
-            if not masker.loaded:
-                masker.reset_parameters()
-
-    def set_temperature(self, temperature):
-        """Set the Gumbel temperature of all maskers."""
-        for masker in self.children():
-            masker.temperature = float(temperature)
