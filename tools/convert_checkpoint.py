@@ -11,7 +11,8 @@ def main():
     parser.add_argument('dst', help='checkpoint to write')
     parser.add_argument('--source', required=True, choices=sorted(SOURCES),
                         help='laudnet: the released LAUDNet ResNets and RegNets; adavit, t2t_vit: '
-                        'the released T2T-ViTs; mmpretrain_t2t_vit: its T2T_ViT')
+                        'the released T2T-ViTs; mmcls_t2t_vit: mmpretrain's '
+                        'released ones')
     parser.add_argument('--prefix', default='',
                         help="put before backbone keys, e.g. 'backbone.' for a whole classifier")
     args = parser.parse_args()

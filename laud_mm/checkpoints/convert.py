@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from .safe import CheckpointError, load_state_dict
-from .transformer import convert_adavit, convert_mmpretrain_t2t_vit, convert_t2t_vit
+from .transformer import convert_adavit, convert_mmcls_t2t_vit, convert_t2t_vit
 
 # The authors' names of a block's maskers, and ours.
 _LAUDNET_MASKERS = (
@@ -60,7 +60,7 @@ def convert_laudnet(state_dict):
 
 
 SOURCES = {'laudnet': convert_laudnet, 'adavit': convert_adavit, 't2t_vit': convert_t2t_vit,
-           'mmpretrain_t2t_vit': convert_mmpretrain_t2t_vit}
+           'mmcls_t2t_vit': convert_mmcls_t2t_vit}
 _CLASSIFIERS = ('fc.', 'layers.head.')  # below mmpretrain's `head.`
 
 

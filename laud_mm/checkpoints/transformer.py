@@ -1,4 +1,4 @@
-"""Turn T2T-ViT checkpoints of AdaViT, T2T-ViT and mmpretrain into ours."""
+"""Turn T2T-ViT checkpoints of AdaViT, T2T-ViT, mmcls and mmpretrain into ours."""
 import re
 
 import torch
@@ -23,14 +23,43 @@ _KEY = re.compile(
     rf'|({_T2T}\.(project|attention[12]\.(kqv|proj|norm[12]|mlp\.[02]|{_TRANSFORMER_LAYER}))'
     rf'|encoder\.\d+\.({_TRANSFORMER_LAYER}|masker\.(token|head|layer)\.fc)'
     r'|norm|layers\.head)\.(weight|bias))$')
+_QKV = re.compile(r'\.attn\.qkv\.(weight|bias)$')
 _QUERY = re.compile(r'\.attn\.query\.(weight|bias)$')
 
 
-def rename_mmpretrain(key):
-    """Our name of a weight of mmpretrain's `T2T_ViT`; other names stay."""
+def adapt_mmpretrain(state_dict, head_dims, token_dim):
+    """Make the state dict of an mmpretrain `T2T_ViT` ours, with mmpretrain's numbers.
+
+    mmpretrain 1.x multiplies the scores of attention by the square root of the
+    channels per head, where we (and T2T-ViT) divide by it; the queries take up the
+    difference. Weights that were trained with mmcls 0.x, such as the released
+    ones, scaled them as T2T-ViT does: see `convert_mmcls_t2t_vit`.
+
+    Args:
+        state_dict (dict[str, Tensor]): Keys of the backbone, mmpretrain's or ours.
+        head_dims (int): Channels per head of the blocks.
+        token_dim (int): Channels of the tokens-to-token module's layers.
+
+    Returns:
+        dict[str, Tensor]: Keys of `LAUDT2TViT`; as it was if no key is mmpretrain's.
+    """
+    renamed = {_rename_mmpretrain(key): value for key, value in state_dict.items()}
+    if set(renamed) == set(state_dict):
+        return state_dict
+    return {key: _scale_queries(value, token_dim if key.startswith(_T2T) else head_dims)
+            if _QKV.search(key) else value for key, value in renamed.items()}
+
+
+def _rename_mmpretrain(key):
     for pattern, replacement in _MMPRETRAIN:
         key = pattern.sub(replacement, key)
     return key
+
+
+def _scale_queries(qkv, factor):
+    """Scale the queries' third of a joint weight or bias."""
+    queries, rest = qkv.split([len(qkv) // 3, 2 * (len(qkv) // 3)])
+    return torch.cat([queries * factor, rest])
 
 
 def convert_adavit(state_dict):
@@ -77,14 +106,14 @@ def convert_t2t_vit(state_dict):
     for key, value in _plain(state_dict).items():
         for pattern, replacement in _AUTHORS:
             key = pattern.sub(replacement, key)
-        if re.match(rf'{_T2T}\.attention[12]\.attn\.qkv\.', key):
-            value = _rescale_queries(key, value, state_dict)
         converted[key] = value
-    return _checked(converted, 'T2T-ViT')
+    return _checked(_rescale_stem(converted), 'T2T-ViT')
 
 
-def convert_mmpretrain_t2t_vit(state_dict):
-    """Rename the keys of an mmpretrain `T2T_ViT`, of the backbone or of the whole classifier.
+def convert_mmcls_t2t_vit(state_dict):
+    """Turn an mmcls 0.x `T2T_ViT`, such as mmpretrain's released T2T-ViT-t's, into ours.
+
+    Those of mmpretrain 1.x need no conversion, see `adapt_mmpretrain`.
 
     Args:
         state_dict (dict[str, Tensor]): Keys of the backbone, or with 'backbone.' and 'head.'.
@@ -95,11 +124,9 @@ def convert_mmpretrain_t2t_vit(state_dict):
     Raises:
         CheckpointError: If there is a key that has no place in ours.
     """
-    converted = {}
-    for key, value in _plain(state_dict).items():
-        key = re.sub(r'^head\.(?=layers\.head\.)', '', key.removeprefix('backbone.'))
-        converted[rename_mmpretrain(key)] = value
-    return _checked(converted, "mmpretrain's T2T_ViT")
+    return _checked(_rescale_stem({
+        _rename_mmpretrain(re.sub(r'^(backbone|head)\.', '', key)): value
+        for key, value in _plain(state_dict).items()}), "mmcls's T2T_ViT")
 
 
 def t2t_vit_arguments(state_dict, num_heads=None):
@@ -138,12 +165,16 @@ def _plain(state_dict):
     return {key.removeprefix('module.'): value for key, value in state_dict.items()}
 
 
-def _rescale_queries(key, value, state_dict):
-    """Fold the authors' scale of the scores, by input channels, into the queries."""
-    dims = len(value) // 3
-    weight = _plain(state_dict)[re.sub(r'(weight|bias)$', 'weight', key)]
-    queries, rest = value.split([dims, 2 * dims])
-    return torch.cat([queries * (dims / weight.shape[1])**0.5, rest])
+def _rescale_stem(state_dict):
+    """Let queries take up how T2T-ViT-t scales scores: by the layers' input channels, not ours."""
+    converted = dict(state_dict)
+    for layer in (f'{_T2T}.attention{i}.attn' for i in (1, 2)):
+        weight = state_dict.get(f'{layer}.qkv.weight')
+        for key in (f'{layer}.qkv.{kind}' for kind in ('weight', 'bias')):
+            if key in state_dict:
+                factor = (len(weight) / 3 / weight.shape[1])**0.5
+                converted[key] = _scale_queries(state_dict[key], factor)
+    return converted
 
 
 def _checked(converted, name):

@@ -6,7 +6,7 @@ from mmengine.model import ModuleList
 from mmengine.model.weight_init import trunc_normal_
 from torch import nn
 
-from laud_mm.checkpoints.transformer import rename_mmpretrain
+from laud_mm.checkpoints.transformer import adapt_mmpretrain
 from laud_mm.models.dynamic import TransformerDecision
 from laud_mm.models.dynamic.transformer import TransformerMasker, run_masked, run_skipping
 from laud_mm.registry import MODELS
@@ -63,7 +63,8 @@ class LAUDT2TViT(LAUDBackbone):
     The class token decides heads and branches of every block but the first,
     each patch token decides about itself; the class token itself always stays.
     State dicts of mmpretrain's `T2T_ViT` load as they are where
-    `t2t_type='transformer'`; maskers add `encoder.N.masker.*`.
+    `t2t_type='transformer'`, and give its numbers (see `adapt_mmpretrain`);
+    maskers add `encoder.N.masker.*`.
 
     Args:
         arch (str | dict): 't2t_vit_14', 't2t_vit_19', 't2t_vit_24', or a dict of
@@ -213,8 +214,10 @@ def resize_positions(embedding, grid, new_grid):
 
 def _adapt_state_dict(net, state_dict, prefix, *_):
     """Take mmpretrain's names, and position embeddings of other image sizes (square ones)."""
-    for key in [k for k in state_dict if k.startswith(prefix)]:
-        state_dict[prefix + rename_mmpretrain(key[len(prefix):])] = state_dict.pop(key)
+    own = {key[len(prefix):]: state_dict.pop(key)
+           for key in [k for k in state_dict if k.startswith(prefix)]}
+    own = adapt_mmpretrain(own, net.encoder[0].shape.head_dims, net.token_dim)
+    state_dict.update({prefix + key: value for key, value in own.items()})
     positions = state_dict.get(f'{prefix}pos_embed')
     if positions is not None and positions.shape[1] != net.pos_embed.shape[1]:
         side = round((positions.shape[1] - 1)**0.5)

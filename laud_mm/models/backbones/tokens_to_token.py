@@ -94,7 +94,7 @@ class Performer(nn.Module):
 class TokenTransformer(nn.Module):
     """The transformer layer of T2T-ViT-t's module: one head, skip from the values.
 
-    Scores are scaled by embed_dims ** -0.5, as in mmpretrain. The authors scale
+    Scores are scaled by embed_dims ** -0.5. The authors scale
     by in_channels ** -0.5; converting their checkpoints folds the ratio into the queries.
 
     Args:

@@ -1,4 +1,6 @@
 """Masked executor of a transformer block: dense x mask. Differentiable; computes everything."""
+import math
+
 import torch.nn.functional as F
 
 
@@ -29,12 +31,25 @@ def _attend(block, normed, channels, tokens):
     """The attention branch; `channels` (N, 1, C) and `tokens` (N, T) are masks or None."""
     attn, heads = block.attn, block.shape.num_heads
     q, k, v = attn.qkv(normed).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    # Which tokens are attended to passes no gradient (AdaViT); what they add does.
-    keys = None if tokens is None else tokens.detach().bool()[:, None, None]
-    y = F.scaled_dot_product_attention(q, k, v, keys, attn.drop_rate if block.training else 0.0)
+    y = _mix(q, k, v, tokens, attn.drop_rate if block.training else 0.0)
     # A head that is off reaches the rest of the net through here only.
     y = _times(y.transpose(1, 2).flatten(2), channels)
     return attn.proj_drop(attn.proj(y))
+
+
+def _mix(q, k, v, tokens, drop_rate):
+    """Softmax attention (N, heads, T, D) to the `tokens` (N, T) that are on."""
+    if tokens is None or not tokens.requires_grad:
+        keys = None if tokens is None else tokens.bool()[:, None, None]
+        return F.scaled_dot_product_attention(q, k, v, keys, drop_rate)
+    tokens = tokens[:, None, None]
+    scores = q @ k.transpose(-2, -1) * q.shape[-1]**-0.5
+    top = scores.detach().masked_fill(tokens == 0, -math.inf).amax(-1, keepdim=True)
+    # Tokens that are off get a finite weight times 0, so that their gradient says
+    # what attending to them would have changed.
+    weights = (scores - top).clamp(max=0).exp() * tokens
+    weights = weights / weights.sum(-1, keepdim=True)
+    return F.dropout(weights, drop_rate).to(v.dtype) @ v
 
 
 def _keep(y, decision, branch):
