@@ -11,8 +11,7 @@ def main():
     parser.add_argument('dst', help='checkpoint to write')
     parser.add_argument('--source', required=True, choices=sorted(SOURCES),
                         help='laudnet: the released LAUDNet ResNets and RegNets; adavit, t2t_vit: '
-                        'the released T2T-ViTs; mmcls_t2t_vit: mmpretrain's '
-                        'released ones')
+                        "the released T2T-ViTs; mmcls_t2t_vit: mmpretrain's released ones")
     parser.add_argument('--prefix', default='',
                         help="put before backbone keys, e.g. 'backbone.' for a whole classifier")
     args = parser.parse_args()
