@@ -4,31 +4,35 @@ import math
 import numpy as np
 
 COMPUTED, SKIPPED = '#2a9d8f', '#e9ecef'
+# Which of a decision's masks is shown unit by unit: the first that is there.
+_SHOWN = ('patches', 'tokens', 'channels', 'heads', 'branches', 'layer')
 
 
 def unit_map(decision, sample):
     """The units of one image as a picture: 1 where computed.
 
     Args:
-        decision (Decision): A block's decision on a batch.
+        decision (Decision | TransformerDecision): A block's decision on a batch.
         sample (int): Index into the batch.
 
     Returns:
-        np.ndarray: (h, w) float in [0, 1]: the patch grid (spatial), the
-        channel groups row by row (channel), their product, or one cell.
+        np.ndarray: (h, w) float in [0, 1]: the patch grid (spatial), the patch
+        tokens, channel groups or heads row by row, the two branches, or one cell.
+        Where there is a grid or tokens, the shares of other units scale it.
     """
-    grid = np.ones((1, 1))
-    if decision.layer is not None:
-        grid = decision.layer[sample].float().cpu().numpy().reshape(1, 1)
-    if decision.patches is not None:
-        grid = decision.patches[sample].float().cpu().numpy()
-    if decision.channels is not None:
-        groups = decision.channels[sample].float().cpu().numpy()
-        if decision.patches is not None:
-            return grid * groups.mean()
-        width = math.ceil(math.sqrt(len(groups)))
-        grid = np.pad(groups, (0, -len(groups) % width)).reshape(-1, width)
-    return grid
+    masks = {name: mask[sample].float().cpu().numpy() for name, mask in decision.masks().items()}
+    if not masks:
+        return np.ones((1, 1))
+    first, *others = sorted(masks, key=_SHOWN.index)
+    return _picture(masks[first]) * np.prod([masks[name].mean() for name in others])
+
+
+def _picture(units):
+    """Lay units out: a grid as it is, a few in a column, many row by row in a square."""
+    if units.ndim == 2:
+        return units
+    width = math.ceil(math.sqrt(len(units))) if len(units) > 2 else 1
+    return np.pad(units, (0, -len(units) % width)).reshape(-1, width)
 
 
 def draw_activation(figure, record, sample=0):

@@ -51,4 +51,4 @@ def add_relu_samples_(out, identity, samples, residual):
         Tensor: What was written to.
     """
     values = F.relu(identity.index_select(0, samples) + residual)
-    _sample_rows(out).index_copy_(0, samples, _sample_rows(values.to(out.dtype)))
+    out.index_copy_(0, samples, values.to(out.dtype))

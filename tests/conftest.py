@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
+from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_REGNET = dict(widths=(16, 24, 32, 48), depths=(1, 2, 2, 1), group_widths=(8, 4, 16, 8))
+TINY_T2T = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=40)
 # For tests of what every backbone does.
 ARCHS = pytest.mark.parametrize('arch', [50, TINY_REGNET], ids=['resnet', 'regnet'])
 
@@ -20,11 +21,12 @@ def _seed():
 
 
 def randomize_norms(model):
-    """Give batch norms weights, biases and statistics that matter."""
+    """Give norms weights, biases and statistics that matter."""
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
+        if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return model
@@ -32,10 +34,12 @@ def randomize_norms(model):
 
 @pytest.fixture
 def make_net():
-    """Build a small backbone in evaluation: a ResNet of some depth, or a RegNet's arch."""
+    """Build a small backbone in evaluation: of a ResNet's depth, a RegNet's or a T2T-ViT's arch."""
     def make(arch=50, dtype=torch.float32, **kwargs):
         if isinstance(arch, int):
             net = LAUDResNet(arch, **dict(dict(base_channels=8), **kwargs))
+        elif 'embed_dims' in arch:
+            net = LAUDT2TViT(arch, **dict(dict(img_size=64, token_dim=16), **kwargs))
         else:
             net = LAUDRegNet(arch, **kwargs)
         return randomize_norms(net).to(dtype).eval()

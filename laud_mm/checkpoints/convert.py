@@ -10,6 +10,8 @@ from .architecture import build_keys, infer_backbone, is_masker_key
 from .layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
                      strip_classifier_prefixes)
 from .safe import CheckpointError, load_state_dict, save_state_dict
+from .transformer import (convert_adavit, convert_mmcls_t2t_vit, convert_t2t_vit,
+                          t2t_vit_arguments)
 
 # The authors' names of a block's maskers, and ours.
 _LAUDNET_MASKERS = (
@@ -83,7 +85,10 @@ def convert_ours(state_dict):
 
 # 'lasnet' is the earlier repository of LAUDNet's authors, whose names LAUDNet kept.
 SOURCES = {'laud': convert_ours, 'laudnet': convert_laudnet, 'lasnet': convert_laudnet,
-           'torchvision': convert_torchvision, 'mmpretrain': convert_mmpretrain}
+           'torchvision': convert_torchvision, 'mmpretrain': convert_mmpretrain,
+           'adavit': convert_adavit, 't2t_vit': convert_t2t_vit,
+           'mmcls_t2t_vit': convert_mmcls_t2t_vit}
+_TRANSFORMERS = ('adavit', 't2t_vit', 'mmcls_t2t_vit')
 
 
 def export_torchvision(state_dict):
@@ -150,7 +155,8 @@ def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trus
     if prefix and target != 'laud':
         raise ValueError(f'prefix must be empty for the target {target}, got {prefix!r}')
     weights = SOURCES[source](load_state_dict(src, trust))
-    backbone = backbone or infer_backbone(weights)
+    backbone = backbone or (_infer_transformer if source in _TRANSFORMERS
+                            else infer_backbone)(weights)
     fresh = check_backbone(weights, backbone)
     converted = TARGETS[target](weights)
     if prefix:
@@ -158,6 +164,10 @@ def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trus
     save_state_dict(converted, Path(dst))
     dropped = tuple(filter(is_masker_key, weights)) if target != 'laud' else ()
     return Conversion(converted, backbone, fresh, dropped)
+
+
+def _infer_transformer(weights):
+    return dict(type='laud_mm.LAUDT2TViT', **t2t_vit_arguments(weights))
 
 
 def check_backbone(weights, backbone):

@@ -5,8 +5,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from laud_mm.models.losses import ActivationLoss
-from laud_mm.registry import HOOKS
+from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs.arguments import check_choice
 
 from .backbones import find_backbone, unwrap
@@ -54,10 +53,12 @@ class ActivationHook(Hook):
     schedules follow iterations / max_iters, so they survive `--resume`.
 
     Args:
-        target (float): FLOPs fraction t of the backbone, in (0, 1].
-        weight (float): alpha, weight of the loss.
-        bounds (bool): See `ActivationLoss`.
+        target (float, optional): FLOPs fraction t of the backbone, in (0, 1]; default: 0.5.
+        weight (float, optional): alpha, weight of the loss; default: 10.
+        bounds (bool, optional): See `ActivationLoss`; default: False.
         temperature (dict): Arguments of `TemperatureSchedule`.
+        loss (dict, optional): Config of another loss in place of the activation loss,
+            such as dict(type='laud_mm.AdaViTLoss'), with arguments of its own.
         interval (int): Iterations between two logs of the per-block rates (which,
             unlike the loss and the FLOPs fraction, are those of the main process).
 
@@ -68,9 +69,14 @@ class ActivationHook(Hook):
     """
     priority = 'NORMAL'
 
-    def __init__(self, target=0.5, weight=10.0, bounds=False,
-                 temperature=dict(type='auto'), interval=50):
-        self.loss = ActivationLoss(target, weight, bounds)
+    def __init__(self, target=None, weight=None, bounds=None,
+                 temperature=dict(type='auto'), interval=50, loss=None):
+        own = dict(target=target, weight=weight, bounds=bounds)
+        own = {name: value for name, value in own.items() if value is not None}
+        if loss and own:
+            raise ValueError(f'loss must be None where {", ".join(own)} is given, got {loss!r}')
+        self.loss = MODELS.build(loss or dict(
+            dict(type='laud_mm.ActivationLoss', target=0.5, bounds=False), **own))
         self.temperature = TemperatureSchedule(**temperature)
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ValueError(f'interval must be a positive int, got {interval!r}')
@@ -99,7 +105,7 @@ class ActivationHook(Hook):
         self._settle_frozen_maskers(runner)
         self.temperature.resolve(self._backbone.maskers())
         runner.logger.info(f'Gumbel temperature: {self.temperature.type}; '
-                           f'FLOPs target: {self.loss.target}')
+                           f'{type(self.loss).__name__}, FLOPs target: {self.loss.target}')
         self.attach(runner.model)
 
     def _settle_frozen_maskers(self, runner):
@@ -129,8 +135,9 @@ class ActivationHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self._check_finite(runner, outputs or {})
         cost, hub = self._cost, runner.message_hub
+        if self.loss.target is not None:
+            hub.update_scalar('train/activation_target', self.loss.target)
         hub.update_scalars({
-            'train/activation_target': self.loss.target,
             'train/activation_fraction': self._fraction.item(),
             'train/activation_rate': cost.mean_rate.item(),
             'train/gumbel_temperature': self.temperature(self._progress)})

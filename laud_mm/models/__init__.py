@@ -1,8 +1,8 @@
 from laud_mm.checkpoints import allow_runner_types
 
-from . import backbones
+from . import backbones, losses
 
-__all__ = ['backbones']
+__all__ = ['backbones', 'losses']
 
 # So that --resume and mmdet's own loading read the checkpoints of these models.
 allow_runner_types()

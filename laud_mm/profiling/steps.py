@@ -211,12 +211,12 @@ class StepProgram:
         return (n, groups), lambda: masks.bool().unique(dim=0, return_inverse=True)
 
     def _folded(self, width, cin, cout, groups):
-        def conv(outputs, inputs, kernel=1):
-            weight = self._tensor(outputs, inputs, kernel, kernel)
+        def conv(outputs, inputs, kernel=1, groups=1):
+            weight = self._tensor(outputs, inputs // groups, kernel, kernel)
             return FoldedConv(weight.contiguous(memory_format=torch.channels_last),
-                              self._tensor(outputs))
-        return FoldedBottleneck(conv(width, cin), conv(width, width // groups, 3),
-                                conv(cout, width), groups=groups)
+                              self._tensor(outputs), groups)
+        return FoldedBottleneck(conv(width, cin), conv(width, width, 3, groups),
+                                conv(cout, width))
 
     def _slice_channels(self, step, width, active, outer):
         cin, cout, groups, size = step.args

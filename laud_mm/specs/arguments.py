@@ -8,6 +8,13 @@ def check_choice(field, value, choices):
     return value
 
 
+def check_positive_int(field, value):
+    """Return `value`, or raise ValueError if it is not a positive int."""
+    if not _is_valid(value, None):
+        raise ValueError(f'{field} must be a positive int, got {value!r}')
+    return value
+
+
 def check_fraction(field, value, low=0.0, high=1.0):
     """Return `value` as a float, or raise ValueError if it is not within [low, high]."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:

@@ -55,6 +55,7 @@ _BACKBONES = {
         'dilations', 'style', 'paradigm', 'spatial_granularity', 'channel_granularity')),
     'LAUDRegNet': (regnet_spec, ('arch', 'in_channels', 'paradigm', 'spatial_granularity',
                                  'channel_granularity')),
+    'LAUDT2TViT': (t2t_vit_spec, ('arch', 'in_channels', 'token_dim', 't2t_type')),
 }
 
 

@@ -37,8 +37,12 @@ class Rates:
 
     @property
     def unit(self):
-        """Share of the block that is computed: of samples, output positions, channels."""
-        return self.layer * self.patch * self.channel
+        """Share of the block that is computed: of samples, output positions, channels.
+
+        Of a transformer block: of tokens, heads and its two branches.
+        """
+        convolutional = self.layer * self.patch * self.channel
+        return convolutional * self.token * self.head * ((self.attn + self.mlp) / 2)
 
 
 @dataclass(frozen=True)

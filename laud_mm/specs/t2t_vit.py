@@ -2,8 +2,7 @@
 from dataclasses import dataclass
 from typing import Tuple
 
-from .arguments import check_choice
-from .bottleneck import ceil_div
+from .arguments import check_choice, check_positive_int
 from .network import NetworkSpec
 from .opspec import OpSpec, Rates
 
@@ -12,15 +11,53 @@ T2T_VIT_ARCHS = {
     't2t_vit_19': dict(embed_dims=448, num_layers=19, num_heads=7, feedforward_channels=1344),
     't2t_vit_24': dict(embed_dims=512, num_layers=24, num_heads=8, feedforward_channels=1536),
 }
+_ARCH_KEYS = tuple(T2T_VIT_ARCHS['t2t_vit_14'])
 TRANSFORMER_PARADIGMS = ('token', 'head', 'layer')
+T2T_TYPES = ('performer', 'transformer')
+SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # window, stride and padding
+
+
+def t2t_vit_arch(arch):
+    """Settings of an architecture: a key of `T2T_VIT_ARCHS`, or a dict of the same form.
+
+    Raises:
+        ValueError: If the name is unknown, or a key or a value of the dict is wrong.
+    """
+    if isinstance(arch, str):
+        arch = T2T_VIT_ARCHS[check_choice('arch', arch, T2T_VIT_ARCHS)]
+    if not isinstance(arch, dict) or set(arch) != set(_ARCH_KEYS):
+        raise ValueError(f'arch must be one of {", ".join(map(repr, T2T_VIT_ARCHS))}, or a dict '
+                         f'with {", ".join(_ARCH_KEYS)}, got {arch!r}')
+    for key in _ARCH_KEYS:
+        check_positive_int(f'arch.{key}', arch[key])
+    if arch['embed_dims'] % arch['num_heads']:
+        raise ValueError(f'arch.num_heads must divide arch.embed_dims, got {arch["num_heads"]} '
+                         f'for {arch["embed_dims"]}')
+    return dict(arch)
+
+
+def patch_grid(image_size):
+    """Rows and columns of patch tokens that an image of (height, width) becomes."""
+    return _grids(image_size)[-1]
+
+
+def _grids(size):
+    """(height, width) after each soft split."""
+    sizes = []
+    for kernel, stride, padding in SOFT_SPLITS:
+        size = tuple((n + 2 * padding - kernel) // stride + 1 for n in size)
+        sizes.append(size)
+    return sizes
 
 
 def transformer_paradigms(paradigm):
     """Normalise a transformer's paradigm: None, one of `TRANSFORMER_PARADIGMS` or several."""
-    several = (paradigm,) if isinstance(paradigm, str) else tuple(paradigm or ())
-    for one in several:
-        check_choice('paradigm', one, TRANSFORMER_PARADIGMS)
-    return several
+    several = tuple(paradigm) if isinstance(paradigm, (list, tuple)) else (paradigm,)
+    several = tuple(one for one in several if one is not None)
+    if not set(several) <= set(TRANSFORMER_PARADIGMS) or len(set(several)) < len(several):
+        raise ValueError(f'paradigm must be one of {", ".join(map(repr, TRANSFORMER_PARADIGMS))}, '
+                         f'a tuple of some of them, or None, got {paradigm!r}')
+    return tuple(one for one in TRANSFORMER_PARADIGMS if one in several)
 
 
 @dataclass(frozen=True)
@@ -41,6 +78,11 @@ class TransformerShape:
     num_heads: int
     feedforward_channels: int
     paradigms: Tuple[str, ...] = ()
+
+    @property
+    def head_dims(self):
+        """Channels of a head."""
+        return self.embed_dims // self.num_heads
 
     @property
     def paradigm(self):
@@ -110,10 +152,7 @@ def t2t_vit_shapes(arch, paradigm=None):
         arch (str | dict): A key of `T2T_VIT_ARCHS`, or a dict of the same form.
         paradigm (str | Sequence[str] | None): 'token', 'head', 'layer', several or none.
     """
-    if not isinstance(arch, dict):
-        check_choice('arch', arch, tuple(T2T_VIT_ARCHS))
-        arch = T2T_VIT_ARCHS[arch]
-    paradigms = transformer_paradigms(paradigm)
+    arch, paradigms = t2t_vit_arch(arch), transformer_paradigms(paradigm)
     first = tuple(p for p in paradigms if p == 'token')
     return tuple(
         TransformerShape(f'encoder.{i}', 0, arch['embed_dims'], arch['num_heads'],
@@ -140,33 +179,52 @@ def _performer_specs(name, tokens, in_channels, dims):
             op('mlp.2', 'linear', dims, dims)]
 
 
-def t2t_stem_specs(image_size, in_channels=3, token_dim=64, embed_dims=448):
-    """Op specs of the tokens-to-token module (Performer type) and the projection.
+def _token_transformer_specs(name, tokens, in_channels, dims):
+    """One transformer layer of the tokens-to-token module of T2T-ViT-t: one head, MLP ratio 1."""
+    size = (tokens, 1)
 
-    Soft splits of 7x7, 3x3 and 3x3 windows with strides 4, 2 and 2; a Performer
-    after each of the first two.
+    def op(part, kind, cin, cout):
+        return OpSpec(f'{name}.{part}', kind, cin, cout, size, size)
+
+    return [op('norm1', 'norm', in_channels, in_channels),
+            op('attn.qkv', 'linear', in_channels, 3 * dims),
+            op('attn.scores', 'matmul', dims, tokens),
+            op('attn.softmax', 'softmax', tokens, tokens),
+            op('attn.mix', 'matmul', tokens, dims), op('attn.proj', 'linear', dims, dims),
+            op('attn.add', 'add', dims, dims), op('norm2', 'norm', dims, dims),
+            op('mlp.fc1', 'linear', dims, dims), op('mlp.activation', 'activation', dims, dims),
+            op('mlp.fc2', 'linear', dims, dims), op('mlp.add', 'add', dims, dims)]
+
+
+def t2t_stem_specs(image_size, in_channels=3, token_dim=64, embed_dims=448, t2t_type='performer'):
+    """Op specs of the tokens-to-token module and the projection.
+
+    Three soft splits (`SOFT_SPLITS`); after each of the first two a Performer,
+    or in T2T-ViT-t a transformer layer.
     """
+    layer_specs = {'performer': _performer_specs, 'transformer': _token_transformer_specs}[
+        check_choice('t2t_type', t2t_type, T2T_TYPES)]
     ops, size, channels = [], tuple(image_size), in_channels
-    for index, (kernel, stride) in enumerate(((7, 4), (3, 2), (3, 2))):
-        out = tuple(ceil_div(n, stride) for n in size)
+    for index, ((kernel, stride, _), out) in enumerate(zip(SOFT_SPLITS, _grids(image_size))):
         unfolded = channels * kernel**2
         ops.append(OpSpec(f'tokens_to_token.soft_split{index}', 'pool', channels, unfolded, size,
                           out, kernel_size=kernel, stride=stride))
         tokens = out[0] * out[1]
         if index < 2:
-            ops += _performer_specs(f'tokens_to_token.attention{index + 1}', tokens, unfolded,
-                                    token_dim)
+            ops += layer_specs(f'tokens_to_token.attention{index + 1}', tokens, unfolded,
+                               token_dim)
         size, channels = out, token_dim
     ops.append(OpSpec('tokens_to_token.project', 'linear', unfolded, embed_dims, (tokens, 1),
                       (tokens, 1)))
     return tuple(ops)
 
 
-def t2t_vit_spec(arch, image_size=(224, 224), in_channels=3, token_dim=64, paradigm=None):
+def t2t_vit_spec(arch, image_size=(224, 224), in_channels=3, token_dim=64, paradigm=None,
+                 t2t_type='performer'):
     """Op specs of a whole LAUD-T2T-ViT backbone; arguments as in `t2t_vit_shapes`."""
     shapes = t2t_vit_shapes(arch, paradigm)
     dims = shapes[0].embed_dims
-    stem = t2t_stem_specs(image_size, in_channels, token_dim, dims)
+    stem = t2t_stem_specs(image_size, in_channels, token_dim, dims, t2t_type)
     size = (stem[-1].out_size[0] + 1, 1)  # and the class token
     norm = OpSpec('norm', 'norm', dims, dims, size, size)
     return NetworkSpec.chain(stem, shapes, size, tail=(norm,))

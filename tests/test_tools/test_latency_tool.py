@@ -81,6 +81,20 @@ def test_predict_reads_a_config_and_recorded_rates(tmp_path, capsys):
           'layer', '--rates', tmp_path / 'val.json', '--device', 'V100')
 
 
+def test_predict_reads_a_transformers_config(tmp_path):
+    config, reports = tmp_path / 't2t.py', {}
+    for paradigm in (None, ('token', 'head', 'layer')):
+        backbone = dict(type='laud_mm.LAUDT2TViT', arch='t2t_vit_14', paradigm=paradigm)
+        config.write_text(f'model = dict(backbone={backbone!r})')
+        run('predict', '--config', config, '--device', 'V100', '--json', tmp_path / 'a.json')
+        reports[paradigm] = json.loads((tmp_path / 'a.json').read_text())
+    static, dynamic = reports.values()
+    assert static['ratio'] == 1 and dynamic['ratio'] < 0.8
+    assert dynamic['static_latency_per_image_ms'] == static['static_latency_per_image_ms']
+    assert dynamic['blocks'][13]['name'] == 'encoder.13'
+    assert dynamic['blocks'][13]['rate'] == pytest.approx(0.5**3, rel=0.02)
+
+
 @pytest.mark.parametrize('preset, extra, rows', [
     ('rate', ('--network', 'resnet50', 'regnety_400mf'), 60),
     ('granularity', (), 28), ('channel_granularity', (), 16), ('batch', (), 27),

@@ -2,5 +2,7 @@
 from .base import LAUDBackbone
 from .laud_regnet import LAUDRegNet, LAUDRegNetBottleneck
 from .laud_resnet import LAUDBottleneck, LAUDResNet
+from .laud_t2t_vit import LAUDT2TViT
 
-__all__ = ['LAUDBackbone', 'LAUDBottleneck', 'LAUDRegNet', 'LAUDRegNetBottleneck', 'LAUDResNet']
+__all__ = ['LAUDBackbone', 'LAUDBottleneck', 'LAUDRegNet', 'LAUDRegNetBottleneck', 'LAUDResNet',
+           'LAUDT2TViT']

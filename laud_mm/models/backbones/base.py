@@ -5,7 +5,7 @@ from mmengine.model import BaseModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laud_mm.checkpoints import load_pretrained
-from laud_mm.models.dynamic import ActivationRecord, BlockMasker
+from laud_mm.models.dynamic import ActivationRecord, MaskerSet
 from laud_mm.specs import NetworkSpec
 from laud_mm.specs.arguments import check_choice
 
@@ -54,7 +54,7 @@ class LAUDBackbone(BaseModule):
         self._as_static = False
 
     def run_stem(self, x, folded):
-        """Run the stem, with norms folded or not: (N, 3, H, W) to the first block's input."""
+        """Run the stem, its norms `folded` or not: (N, 3, H, W) to the first block's input."""
         raise NotImplementedError
 
     def stem_specs(self, image_size):
@@ -69,13 +69,21 @@ class LAUDBackbone(BaseModule):
         """The stages in order: a list of modules, each an iterable of blocks."""
         raise NotImplementedError
 
+    def block_size(self, x):
+        """Size of a block's input as its op specs count it: (height, width)."""
+        return tuple(x.shape[-2:])
+
+    def format_output(self, x, index, image_size):
+        """What the backbone returns for stage `index`, given what its last block wrote."""
+        return x
+
     def blocks(self):
         """All blocks in order."""
         return [block for stage in self.stages() for block in stage]
 
     def maskers(self):
         """The maskers of all dynamic blocks."""
-        return [m for m in self.modules() if isinstance(m, BlockMasker)]
+        return [m for m in self.modules() if isinstance(m, MaskerSet)]
 
     def set_temperature(self, temperature):
         """Set the Gumbel temperature of every masker."""
@@ -102,23 +110,25 @@ class LAUDBackbone(BaseModule):
             x (Tensor): (N, in_channels, H, W) images.
 
         Returns:
-            tuple[Tensor]: One (N, C, H', W') map per stage in `out_indices`.
+            tuple[Tensor]: One output per stage in `out_indices`: an (N, C, H', W') map
+            unless `format_output` says otherwise.
         """
         masked = self.training if self.execution == 'auto' else self.execution == 'masked'
         if self.training and not masked:
             raise RuntimeError("execution='skipping' runs in evaluation only, got a backbone in "
                                "training mode: call eval(), or use 'auto' or 'masked'")
-        record = ActivationRecord(len(x), self.stem_specs(tuple(x.shape[-2:])), x.device)
+        image_size = tuple(x.shape[-2:])
+        record = ActivationRecord(len(x), self.stem_specs(image_size), x.device)
         self.record = None  # frees the last pass's maskers' graph
         x = self.run_stem(x, folded=not masked)
         outputs = []
         for index, stage in enumerate(self.stages()):
             for block in stage:
-                in_size = tuple(x.shape[-2:])
+                in_size = self.block_size(x)
                 x, decision = block(x, masked, self._as_static, self.override)
                 record.add(block.shape, in_size, decision)
             if index in self.out_indices:
-                outputs.append(x)
+                outputs.append(self.format_output(x, index, image_size))
         self.record = record
         return tuple(outputs)
 

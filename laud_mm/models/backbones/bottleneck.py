@@ -1,18 +1,18 @@
 """What LAUD backbones of bottleneck blocks share: the block, the stem, the initialisation."""
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.model import BaseModule, constant_init
+from mmengine.model import constant_init
 from torch import nn
-from torch.utils import checkpoint
 
 from laud_mm.models.dynamic import (BlockMasker, Decision, FoldCache, FoldedBottleneck,
                                     SqueezeExcitation, fold_conv_norm, run_masked,
                                     run_skipping)
 
 from .base import LAUDBackbone
+from .block import DynamicBlock
 
 
-class DynamicBottleneck(BaseModule):
+class DynamicBottleneck(DynamicBlock):
     """A bottleneck block that computes what its masker decides.
 
     A subclass gives the modules their names, in `name_modules`, and hands them
@@ -28,23 +28,17 @@ class DynamicBottleneck(BaseModule):
         se_pool (str): Positions that squeeze-and-excitation takes its means
             over: 'computed', or 'dense' for all, in the masked executor only.
 
-    Attributes:
-        owns_input (bool): Whether nobody else reads the block's input, so that
-            the output may overwrite it (every block of a stage but the first).
-
     Raises:
         ValueError: For `mask_before_norm` with groups or excitation.
     """
 
     def __init__(self, shape, conv_cfg=None, norm_cfg=None, with_cp=False,
                  mask_before_norm=False, noise=True, se_pool='computed', init_cfg=None):
-        super().__init__(init_cfg)
+        super().__init__(shape, with_cp, init_cfg)
         if mask_before_norm and (shape.groups > 1 or shape.se_channels):
             raise ValueError('mask_before_norm must be False for blocks with grouped convolutions '
                              f'or squeeze-and-excitation, got True for {shape.name}')
-        self.shape, self.with_cp, self.mask_before_norm = shape, with_cp, mask_before_norm
-        self.se_pool = se_pool
-        self.owns_input = False
+        self.mask_before_norm, self.se_pool = mask_before_norm, se_pool
 
         def layer(cin, cout, kernel, **kwargs):
             return (build_conv_layer(conv_cfg, cin, cout, kernel, bias=False, **kwargs),
@@ -78,23 +72,6 @@ class DynamicBottleneck(BaseModule):
     def excitation(self):
         """The `SqueezeExcitation` between the second norm and the third convolution, or None."""
         raise NotImplementedError
-
-    def forward(self, x, masked, as_static=False, override=None):
-        """Decide, then compute.
-
-        Args:
-            x (Tensor): (N, C, H, W).
-            masked (bool): Use the masked executor, else the skipping one.
-            as_static (bool): Ignore the masker and compute everything.
-            override (Callable, optional): Changes the decision.
-
-        Returns:
-            tuple[Tensor, Decision]: The (N, C', H', W') output and what was decided.
-        """
-        if self.with_cp and self.training and x.requires_grad:
-            return checkpoint.checkpoint(self._forward, x, masked, as_static, override,
-                                         use_reentrant=False)
-        return self._forward(x, masked, as_static, override)
 
     def _forward(self, x, masked, as_static, override):
         decision = Decision() if as_static or self.masker is None else self.masker(x)
@@ -169,7 +146,7 @@ class BottleneckBackbone(LAUDBackbone):
 def make_blocks(block_type, shapes, *args, **kwargs):
     """Build the blocks of one stage: `block_type(shape, *args, **kwargs)` of each shape."""
     blocks = [block_type(shape, *args, **kwargs) for shape in shapes]
-    for block in blocks[1:]:
+    for block in blocks[1:]:  # the first one's input is the stage before's output
         block.owns_input = True
     return blocks
 

@@ -1,15 +1,17 @@
 """Dynamic execution: maskers make Decisions, executors obey them."""
 from .control import force_rate, override_decisions, replay
-from .decision import Decision, decision_rates, expand_patches, halo
+from .decision import (Decision, Masks, TransformerDecision, decision_rates, expand_patches,
+                       halo)
 from .excitation import Excitation, SqueezeExcitation
 from .fold_cache import FoldCache
 from .folding import FoldedBottleneck, FoldedConv, fold_conv_norm
 from .masked import run_masked
-from .maskers import BlockMasker, ChannelMasker, SpatialMasker, gumbel_decide
+from .maskers import BlockMasker, ChannelMasker, MaskerSet, SpatialMasker, gumbel_decide
 from .record import ActivationCost, ActivationRecord, BlockActivity
 from .skipping import run_skipping
 
 __all__ = ['ActivationCost', 'ActivationRecord', 'BlockActivity', 'BlockMasker', 'ChannelMasker',
-           'Decision', 'Excitation', 'FoldCache', 'FoldedBottleneck', 'FoldedConv', 'SpatialMasker',
-           'SqueezeExcitation', 'decision_rates', 'expand_patches', 'fold_conv_norm', 'force_rate',
-           'gumbel_decide', 'halo', 'override_decisions', 'replay', 'run_masked', 'run_skipping']
+           'Decision', 'Excitation', 'FoldCache', 'FoldedBottleneck', 'FoldedConv', 'MaskerSet',
+           'Masks', 'SpatialMasker', 'SqueezeExcitation', 'TransformerDecision', 'decision_rates',
+           'expand_patches', 'fold_conv_norm', 'force_rate', 'gumbel_decide', 'halo',
+           'override_decisions', 'replay', 'run_masked', 'run_skipping']

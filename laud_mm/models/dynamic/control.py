@@ -1,7 +1,6 @@
 """Control what a backbone decides: replay recorded decisions, or force rates."""
 import math
 from contextlib import contextmanager
-from dataclasses import replace
 from zlib import crc32
 
 import torch
@@ -51,9 +50,7 @@ def force_rate(backbone, rate, seed=0):
     def override(name, decision):
         # One generator per block: the choice must not depend on the execution.
         generator = torch.Generator().manual_seed(crc32(f'{seed}/{name}'.encode()))
-        return replace(decision, **{
-            kind: _random_mask(mask, rate, generator)
-            for kind, mask in vars(decision).items() if mask is not None})
+        return decision.map(lambda mask: _random_mask(mask, rate, generator))
     return override_decisions(backbone, override)
 
 

@@ -1,6 +1,6 @@
 """Decision: which units of a block are computed, as data (method, section 1)."""
-from dataclasses import dataclass, fields, replace
-from typing import Optional
+from dataclasses import dataclass, replace
+from typing import ClassVar, Optional, Tuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,13 +8,46 @@ from torch import Tensor
 from laud_mm.specs import Rates
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What a block computes. Maskers make it, executors obey it.
+class Masks:
+    """Base of the decisions: dataclasses of masks.
 
     Masks hold 1 (or True) for a unit that is computed: bool in evaluation,
     floating with straight-through gradients in training. None: nothing of
     that kind is skipped.
+    """
+    MASKS: ClassVar[Tuple[str, ...]] = ()
+
+    def masks(self):
+        """The masks by name, without those that are None."""
+        own = {name: getattr(self, name) for name in self.MASKS}
+        return {name: mask for name, mask in own.items() if mask is not None}
+
+    @property
+    def is_static(self):
+        """True when the block has no masker: everything is computed."""
+        return not self.masks()
+
+    def map(self, fn):
+        """Apply a function to every mask."""
+        return replace(self, **{name: fn(mask) for name, mask in self.masks().items()})
+
+    def detach(self):
+        """The same decision without autograd history."""
+        return replace(self, **{k: v.detach() for k, v in vars(self).items() if v is not None})
+
+    def rates(self, shape, in_size):
+        """Activation rates per image: `Rates` of (N,), or 1.0 where nothing is skipped.
+
+        Args:
+            shape: Geometry of the block.
+            in_size (tuple[int, int]): Height and width of the block's input.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Decision(Masks):
+    """What a bottleneck block computes. Maskers make it, executors obey it.
 
     Attributes:
         layer (Tensor | None): (N, 1), the whole block.
@@ -25,19 +58,47 @@ class Decision:
     patches: Optional[Tensor] = None
     channels: Optional[Tensor] = None
 
+    MASKS = ('layer', 'patches', 'channels')
+
+    def rates(self, shape, in_size):
+        return decision_rates(shape, in_size, self)
+
+
+@dataclass(frozen=True)
+class TransformerDecision(Masks):
+    """What a transformer block computes. Maskers make it, executors obey it.
+
+    The class token is always computed, so no mask has a place for it.
+
+    Attributes:
+        tokens (Tensor | None): (N, patch tokens).
+        heads (Tensor | None): (N, heads), attention heads and their channels of the MLP's input.
+        branches (Tensor | None): (N, 2), the attention and the MLP branch.
+        head_logits (Tensor | None): (N, heads), what `heads` was decided from.
+        branch_logits (Tensor | None): (N, 2), what `branches` was decided from.
+    """
+    tokens: Optional[Tensor] = None
+    heads: Optional[Tensor] = None
+    branches: Optional[Tensor] = None
+    head_logits: Optional[Tensor] = None
+    branch_logits: Optional[Tensor] = None
+
+    MASKS = ('tokens', 'heads', 'branches')
+
     @property
-    def is_static(self):
-        """True when the block has no masker: everything is computed."""
-        return self.layer is None and self.patches is None and self.channels is None
+    def all_tokens(self):
+        """(N, T) `tokens` with the class token, which is on, in front; None where `tokens` is."""
+        return None if self.tokens is None else F.pad(self.tokens, (1, 0), value=1)
 
-    def map(self, fn):
-        """Apply a function to every mask."""
-        masks = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: fn(m) for k, m in masks.items() if m is not None})
-
-    def detach(self):
-        """The same decision without autograd history."""
-        return self.map(Tensor.detach)
+    def rates(self, shape, in_size):
+        decision, rates = self.map(Tensor.float), {}
+        if decision.tokens is not None:
+            rates['token'] = decision.all_tokens.mean(1)
+        if decision.heads is not None:
+            rates['head'] = decision.heads.mean(1)
+        if decision.branches is not None:
+            rates['attn'], rates['mlp'] = decision.branches.unbind(1)
+        return Rates(**rates)
 
 
 def expand_patches(patches, size, granularity):

@@ -1,4 +1,6 @@
 """Maskers: look at a block's input and decide what to compute (method, section 2)."""
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +13,7 @@ from .decision import Decision
 from .fold_cache import FoldCache
 
 
-def gumbel_decide(logit_on, logit_off, temperature, noise=True):
+def gumbel_decide(logit_on, logit_off, temperature, noise=True, threshold=0.5):
     """Sample on/off with Gumbel-Softmax: hard forward, straight-through backward.
 
     Over two classes, softmax((logits + gumbel) / t) is a sigmoid of the logit
@@ -22,6 +24,7 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
         logit_off (Tensor): Logits of "skip", same shape.
         temperature (float): Gumbel temperature, above 0.
         noise (bool): False leaves the sampling noise out.
+        threshold (float): Probability from which on a unit is on, in (0, 1).
 
     Returns:
         Tensor: Same shape, values 0 and 1.
@@ -32,7 +35,8 @@ def gumbel_decide(logit_on, logit_off, temperature, noise=True):
         margin = margin + (torch.empty_like(margin).exponential_().log()
                            - torch.empty_like(margin).exponential_().log())
     soft = torch.sigmoid(margin / temperature)
-    hard = (margin >= 0).to(soft.dtype)
+    # As `soft >= threshold`, but exact at equal logits.
+    hard = (margin >= temperature * math.log(threshold / (1 - threshold))).to(soft.dtype)
     return hard + (soft - soft.detach())  # in this order the value is exactly 0 or 1
 
 
@@ -54,8 +58,8 @@ def _difference(layer):
     return torch.squeeze(on - off, 0), bias_on - bias_off
 
 
-class _TwoLogitMasker(nn.Module):
-    """Base: turns a pair of logits per unit into a mask.
+class Masker(nn.Module):
+    """Base: samples a mask in training, decides on one in evaluation.
 
     Attributes:
         temperature (float): Gumbel temperature, set by the activation hook.
@@ -63,28 +67,29 @@ class _TwoLogitMasker(nn.Module):
         loaded (bool): Whether the weights came from a checkpoint.
     """
 
-    def __init__(self, noise=True):
+    def __init__(self, noise=True, temperature=1.0):
         super().__init__()
-        self.temperature = 1.0
+        self.temperature = temperature
         self.noise = noise
         self.loaded = False
         self._fold = FoldCache()
 
     def logits(self, x):
-        """Return (N, 2, *units): index 0 is "compute", 1 is "skip"."""
+        """What the decision on the block's input rests on."""
+        raise NotImplementedError
+
+    def sample(self, x):
+        """Draw the mask (N, *units) of 0 and 1 in training, differentiable."""
         raise NotImplementedError
 
     def decide(self, x):
-        """Return the mask of (N, *units) in evaluation: logit_on >= logit_off."""
+        """Return the mask (N, *units) bool in evaluation."""
         raise NotImplementedError
 
     def forward(self, x):
-        # Logits in the masker's own precision: decisions should not hang on autocast's.
+        # In the masker's own precision: decisions should not hang on autocast's.
         with torch.autocast(x.device.type, enabled=False):
-            if not self.training:
-                return self.decide(x)
-            on, off = self.logits(x).unbind(1)
-            return gumbel_decide(on, off, self.temperature, self.noise)
+            return self.sample(x) if self.training else self.decide(x)
 
     def train(self, mode=True):
         self._fold.clear()
@@ -96,6 +101,14 @@ class _TwoLogitMasker(nn.Module):
             prefix + name in state_dict and state_dict[prefix + name].shape == own.shape
             for name, own in self.state_dict().items())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class _TwoLogitMasker(Masker):
+    """Base: `logits` returns (N, 2, *units): index 0 is "compute", 1 is "skip"."""
+
+    def sample(self, x):
+        on, off = self.logits(x).unbind(1)
+        return gumbel_decide(on, off, self.temperature, self.noise)
 
 
 class SpatialMasker(_TwoLogitMasker):
@@ -187,8 +200,28 @@ class ChannelMasker(_TwoLogitMasker):
         return torch.addmm(bias, pooled, weight.t()) >= 0
 
 
-class BlockMasker(nn.Module):
-    """All maskers of one block: makes its `Decision`.
+class MaskerSet(nn.Module):
+    """Base: all maskers of one block, its children."""
+
+    @property
+    def loaded(self):
+        """Whether all maskers' weights came from a checkpoint."""
+        return all(m.loaded for m in self.children())
+
+    def reset_parameters(self):
+        """Fresh weights for the maskers that no checkpoint filled."""
+        for masker in self.children():
+            if not masker.loaded:
+                masker.reset_parameters()
+
+    def set_temperature(self, temperature):
+        """Set the Gumbel temperature of all maskers."""
+        for masker in self.children():
+            masker.temperature = float(temperature)
+
+
+class BlockMasker(MaskerSet):
+    """All maskers of a bottleneck block: makes its `Decision`.
 
     Args:
         shape (BottleneckShape): Geometry and paradigm of the block.
@@ -212,19 +245,3 @@ class BlockMasker(nn.Module):
             layer=grid.flatten(1) if self.layer_skipping else None,
             patches=None if self.layer_skipping else grid,
             channels=self.channel(x) if hasattr(self, 'channel') else None)
-
-    @property
-    def loaded(self):
-        """Whether all maskers' weights came from a checkpoint."""
-        return all(m.loaded for m in self.children())
-
-    def reset_parameters(self):
-        """Fresh weights for the maskers that no checkpoint filled."""
-        for masker in self.children():
-            if not masker.loaded:
-                masker.reset_parameters()
-
-    def set_temperature(self, temperature):
-        """Set the Gumbel temperature of all maskers."""
-        for masker in self.children():
-            masker.temperature = float(temperature)

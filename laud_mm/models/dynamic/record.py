@@ -1,12 +1,12 @@
 """ActivationRecord: what every block of one forward pass decided, and what that cost."""
 from dataclasses import dataclass, field, replace
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import torch
 
-from laud_mm.specs import BottleneckShape, OpSpec, Rates, dynamic_flops, static_flops
+from laud_mm.specs import OpSpec, Rates, dynamic_flops, static_flops
 
-from .decision import Decision, decision_rates
+from .decision import Masks
 
 
 @dataclass(frozen=True)
@@ -14,17 +14,17 @@ class BlockActivity:
     """One block in one forward pass.
 
     Attributes:
-        shape (BottleneckShape): Geometry of the block.
-        in_size (tuple[int, int]): Height and width of its input.
-        decision (Decision): What it computed on the batch.
+        shape (BottleneckShape | TransformerShape): Geometry of the block.
+        in_size (tuple[int, int]): Height and width of its input; tokens and 1 for a transformer.
+        decision (Decision | TransformerDecision): What it computed on the batch.
     """
-    shape: BottleneckShape
+    shape: Any
     in_size: Tuple[int, int]
-    decision: Decision
+    decision: Masks
 
     def rates(self):
         """Activation rates, per image where something is skipped: `Rates` of (N,)."""
-        return decision_rates(self.shape, self.in_size, self.decision)
+        return self.decision.rates(self.shape, self.in_size)
 
 
 @dataclass
@@ -78,7 +78,8 @@ class ActivationRecord:
         dynamic = [not b.decision.is_static for b in self.blocks]
         return ActivationCost(tuple(names), tuple(dynamic), torch.stack(rates), tuple(details),
                               torch.stack(flops), tuple(static),
-                              dynamic_flops(self.stem, Rates()))
+                              dynamic_flops(self.stem, Rates()),
+                              tuple(b.decision for b in self.blocks))
 
     def _per_image(self, value):
         value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
@@ -96,11 +97,12 @@ class ActivationCost:
     Attributes:
         names (tuple[str, ...]): Block names.
         dynamic (tuple[bool, ...]): Whether each block decides at all.
-        rates (Tensor): (B, N) float32, share computed: of blocks, positions or channels.
+        rates (Tensor): (B, N) float32, share of each block's units computed, see `Rates.unit`.
         block_rates (tuple[Rates, ...]): What the share of each block is made of.
         block_flops (Tensor): (B, N) float32, multiply-adds, maskers included.
         static_block_flops (tuple[int, ...]): Multiply-adds of the static blocks.
         stem_flops (int): Multiply-adds of the stem.
+        decisions (tuple[Decision | TransformerDecision, ...]): What each block computed.
     """
     names: Tuple[str, ...]
     dynamic: Tuple[bool, ...]
@@ -109,6 +111,7 @@ class ActivationCost:
     block_flops: torch.Tensor
     static_block_flops: Tuple[int, ...]
     stem_flops: int
+    decisions: Tuple[Masks, ...] = ()
 
     @property
     def flops(self):

@@ -4,6 +4,7 @@ import math
 import torch
 import torch.distributed as dist
 
+from laud_mm.registry import MODELS
 from laud_mm.specs.arguments import check_fraction
 
 # Share of the training after which blocks may take any rate.
@@ -43,6 +44,14 @@ def mean_over_ranks(value):
     return value + (mean / dist.get_world_size() - value.detach())
 
 
+def check_weight(weight):
+    """Return `weight`, or raise ValueError if it is not a number >= 0."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+        raise ValueError(f'weight must be a number >= 0, got {weight!r}')
+    return weight
+
+
+@MODELS.register_module()
 class ActivationLoss:
     """alpha * (mean_b bound(r_b) + (F_dyn / F_static - t)^2).
 
@@ -60,9 +69,7 @@ class ActivationLoss:
         self.target = check_fraction('target', target)
         if not target:
             raise ValueError('target must be above 0, got 0')
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-            raise ValueError(f'weight must be a number >= 0, got {weight!r}')
-        self.weight, self.bounds = weight, bounds
+        self.weight, self.bounds = check_weight(weight), bounds
 
     def __call__(self, cost, progress):
         """Compute the loss of one forward pass.

@@ -1,0 +1,188 @@
+"""Turn T2T-ViT checkpoints of AdaViT, T2T-ViT, mmcls and mmpretrain into ours."""
+import re
+
+import torch
+
+from .safe import CheckpointError
+
+_MMPRETRAIN = (
+    (re.compile(r'\bln([12])\.'), r'norm\1.'),
+    (re.compile(r'\bffn\.layers\.0\.0\.'), 'mlp.fc1.'),
+    (re.compile(r'\bffn\.layers\.1\.'), 'mlp.fc2.'),
+)
+_AUTHORS = (
+    (re.compile(r'^blocks\.'), 'encoder.'),
+    (re.compile(r'\.attn\.token_select\.mlp_head\.'), '.masker.token.fc.'),
+    (re.compile(r'\.(head|layer)_select\.mlp_head\.'), r'.masker.\1.fc.'),
+    (re.compile(r'^head\.'), 'layers.head.'),
+)
+_T2T = 'tokens_to_token'
+_TRANSFORMER_LAYER = r'(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])'
+_KEY = re.compile(
+    rf'(cls_token|pos_embed|{_T2T}\.attention[12]\.w'
+    rf'|({_T2T}\.(project|attention[12]\.(kqv|proj|norm[12]|mlp\.[02]|{_TRANSFORMER_LAYER}))'
+    rf'|encoder\.\d+\.({_TRANSFORMER_LAYER}|masker\.(token|head|layer)\.fc)'
+    r'|norm|layers\.head)\.(weight|bias))$')
+_QKV = re.compile(r'\.attn\.qkv\.(weight|bias)$')
+_QUERY = re.compile(r'\.attn\.query\.(weight|bias)$')
+
+
+def adapt_mmpretrain(state_dict, head_dims, token_dim):
+    """Make the state dict of an mmpretrain `T2T_ViT` ours, with mmpretrain's numbers.
+
+    mmpretrain 1.x multiplies the scores of attention by the square root of the
+    channels per head, where we (and T2T-ViT) divide by it; the queries take up the
+    difference. Weights that were trained with mmcls 0.x, such as the released
+    ones, scaled them as T2T-ViT does: see `convert_mmcls_t2t_vit`.
+
+    Args:
+        state_dict (dict[str, Tensor]): Keys of the backbone, mmpretrain's or ours.
+        head_dims (int): Channels per head of the blocks.
+        token_dim (int): Channels of the tokens-to-token module's layers.
+
+    Returns:
+        dict[str, Tensor]: Keys of `LAUDT2TViT`; as it was if no key is mmpretrain's.
+    """
+    renamed = {_rename_mmpretrain(key): value for key, value in state_dict.items()}
+    if set(renamed) == set(state_dict):
+        return state_dict
+    return {key: _scale_queries(value, token_dim if key.startswith(_T2T) else head_dims)
+            if _QKV.search(key) else value for key, value in renamed.items()}
+
+
+def _rename_mmpretrain(key):
+    for pattern, replacement in _MMPRETRAIN:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def _scale_queries(qkv, factor):
+    """Scale the queries' third of a joint weight or bias."""
+    queries, rest = qkv.split([len(qkv) // 3, 2 * (len(qkv) // 3)])
+    return torch.cat([queries * factor, rest])
+
+
+def convert_adavit(state_dict):
+    """Rename the keys of a released AdaViT T2T-ViT checkpoint to ours.
+
+    Args:
+        state_dict (dict[str, Tensor]): Keys as released, with or without a leading 'module.'.
+
+    Returns:
+        dict[str, Tensor]: Keys of `LAUDT2TViT`, and the classifier's `layers.head.*`,
+        as in mmpretrain's `VisionTransformerClsHead`.
+
+    Raises:
+        CheckpointError: If there is a key that neither has a place in ours.
+    """
+    state_dict, joined = _plain(state_dict), {}
+    for key, value in state_dict.items():
+        query = _QUERY.search(key)
+        if query:
+            prefix, kind = key[:query.start()], query[1]
+            parts = [f'{prefix}.attn.{part}.{kind}' for part in ('query', 'key', 'value')]
+            missing = [part for part in parts if part not in state_dict]
+            if missing:
+                raise CheckpointError(f'the checkpoint holds {key} but no {missing[0]}')
+            joined[f'{prefix}.attn.qkv.{kind}'] = torch.cat([state_dict[p] for p in parts])
+        elif not re.search(r'\.attn\.(key|value)\.(weight|bias)$', key):
+            joined[key] = value
+    return convert_t2t_vit(joined)
+
+
+def convert_t2t_vit(state_dict):
+    """Rename the keys of a released T2T-ViT checkpoint to ours.
+
+    Args:
+        state_dict (dict[str, Tensor]): Keys as released, with or without a leading 'module.'.
+
+    Returns:
+        dict[str, Tensor]: As from `convert_adavit`.
+
+    Raises:
+        CheckpointError: If there is a key that neither has a place in ours.
+    """
+    converted = {}
+    for key, value in _plain(state_dict).items():
+        for pattern, replacement in _AUTHORS:
+            key = pattern.sub(replacement, key)
+        converted[key] = value
+    return _checked(_rescale_stem(converted), 'T2T-ViT')
+
+
+def convert_mmcls_t2t_vit(state_dict):
+    """Turn an mmcls 0.x `T2T_ViT`, such as mmpretrain's released T2T-ViT-t's, into ours.
+
+    Those of mmpretrain 1.x need no conversion, see `adapt_mmpretrain`.
+
+    Args:
+        state_dict (dict[str, Tensor]): Keys of the backbone, or with 'backbone.' and 'head.'.
+
+    Returns:
+        dict[str, Tensor]: As from `convert_adavit`.
+
+    Raises:
+        CheckpointError: If there is a key that has no place in ours.
+    """
+    return _checked(_rescale_stem({
+        _rename_mmpretrain(re.sub(r'^(backbone|head)\.', '', key)): value
+        for key, value in _plain(state_dict).items()}), "mmcls's T2T_ViT")
+
+
+def t2t_vit_arguments(state_dict, num_heads=None):
+    """Read from a converted checkpoint which `LAUDT2TViT` it belongs to.
+
+    Args:
+        state_dict (dict[str, Tensor]): From `convert_adavit` and its like.
+        num_heads (int, optional): Heads; default: those of its head maskers, else
+            T2T-ViT's, of 64 channels.
+
+    Returns:
+        dict: Arguments of `LAUDT2TViT`.
+    """
+    depth = 1 + max(int(k.split('.')[1]) for k in state_dict if k.startswith('encoder.'))
+    hidden, dims = state_dict['encoder.0.mlp.fc1.weight'].shape
+    last = f'encoder.{depth - 1}.masker'
+    if num_heads is None:
+        masker = state_dict.get(f'{last}.head.fc.weight')
+        num_heads = max(dims // 64, 1) if masker is None else len(masker)
+    first = f'{_T2T}.attention1'
+    performer = f'{first}.w' in state_dict
+    token_dim = len(state_dict[f'{first}.proj.weight' if performer
+                               else f'{first}.attn.proj.weight'])
+    side = round((state_dict['pos_embed'].shape[1] - 1)**0.5)
+    return dict(
+        arch=dict(embed_dims=dims, num_layers=depth, num_heads=num_heads,
+                  feedforward_channels=hidden),
+        img_size=side * 16, in_channels=len(state_dict[f'{first}.norm1.weight']) // 7**2,
+        token_dim=token_dim, t2t_type='performer' if performer else 'transformer',
+        qkv_bias='encoder.0.attn.qkv.bias' in state_dict,
+        paradigm=tuple(p for p in ('token', 'head', 'layer')
+                       if f'{last}.{p}.fc.weight' in state_dict) or None)
+
+
+def _plain(state_dict):
+    return {key.removeprefix('module.'): value for key, value in state_dict.items()}
+
+
+def _rescale_stem(state_dict):
+    """Let queries take up how T2T-ViT-t scales scores: by the layers' input channels, not ours."""
+    converted = dict(state_dict)
+    for layer in (f'{_T2T}.attention{i}.attn' for i in (1, 2)):
+        weight = state_dict.get(f'{layer}.qkv.weight')
+        for key in (f'{layer}.qkv.{kind}' for kind in ('weight', 'bias')):
+            if key in state_dict:
+                factor = (len(weight) / 3 / weight.shape[1])**0.5
+                converted[key] = _scale_queries(state_dict[key], factor)
+    return converted
+
+
+def _checked(converted, name):
+    unknown = [key for key in converted if not _KEY.match(key)]
+    if unknown:
+        raise CheckpointError(f'{len(unknown)} of {len(converted)} keys are not those of {name}, '
+                              f'the first being {unknown[:3]}')
+    if 'cls_token' not in converted or 'encoder.0.mlp.fc1.weight' not in converted:
+        raise CheckpointError('the checkpoint holds no cls_token or no first block, so it is '
+                              f'not {name}')
+    return converted
