@@ -72,7 +72,8 @@ def test_every_missing_and_misshapen_weight_is_named_and_nothing_is_loaded(class
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(net, path, 'backbone.')
     message = str(caught.value)
-    assert 'missing from the checkpoint (2):\n  bn1.running_mean\n  layer2.1.conv2.weight' in message
+    assert ('missing from the checkpoint (2):\n  bn1.running_mean\n  layer2.1.conv2.weight'
+            in message)
     assert 'layer3.0.conv1.weight: (3, 2), the backbone has (32, 64, 1, 1)' in message
     assert 'layer3.0.conv2' not in message
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

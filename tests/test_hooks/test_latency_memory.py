@@ -41,7 +41,7 @@ class Memory:
 
 
 def random_sizes(count):
-    """Sizes as detectors pad them: oneDNN's own cache grows with every size that it has not seen."""
+    """Sizes as detectors pad them; oneDNN's own cache grows with every size that is new to it."""
     generator = np.random.default_rng(0)
     return [tuple(32 * int(n) for n in generator.integers(1, 9, 2)) for _ in range(count)]
 
