@@ -84,7 +84,8 @@ def _parts(decision, folded, shape, x, leaky):
     if decision.layer is not None:
         patches = patches.bool() & decision.layer.bool()[:, :, None]
     masks = decision.channels
-    kernels_pick = folded.groups == 1 and not leaky and ops.has_kernel(x.device)
+    kernels_pick = (folded.groups == 1 and folded.excitation is None and not leaky
+                    and ops.has_kernel(x.device))
     if masks is None or kernels_pick:
         channels = {}
         if masks is not None:
@@ -94,8 +95,8 @@ def _parts(decision, folded, shape, x, leaky):
         units = Units(*ops.active_patches(patches), granularity, channels, everything)
         return [(units, folded)]
 
-    # Only kernels pick channels, and of plain convolutions only: here weights are
-    # sliced for every mask that occurs.
+    # Only kernels pick channels, and of plain convolutions without excitation only:
+    # here weights are sliced for every mask that occurs.
     masks, which = masks.bool().unique(dim=0, return_inverse=True)
     parts = []
     for i, mask in enumerate(masks):

@@ -55,7 +55,7 @@ def run_skipping(block, x, normed, decision):
     for pack in _packs(decision, MLP, x.shape):
         rows = block.norm2(_gather(out, pack))
         if pack.heads is not None:
-            rows = rows.unflatten(1, (-1, block.shape.head_dims))[:, pack.heads].flatten(1)
+            rows = _pick(rows, block.shape.num_heads, pack.heads)
         hidden = F.gelu(_linear(rows, block.mlp.fc1, pack.heads, block.shape))
         out = _add(out, pack, block.mlp.fc2(hidden))
     return out
@@ -89,7 +89,8 @@ def _pack(on, heads=None):
     longest, present = int(lengths.max()), None
     if longest * len(lengths) > int(lengths.sum()):
         present = torch.arange(longest, device=on.device) < lengths[:, None]
-    return [Pack(len(lengths), on.flatten().nonzero()[:, 0], present, heads)]
+    index = on.flatten().nonzero()[:, 0]
+    return [Pack(len(lengths), None if len(index) == on.numel() else index, present, heads)]
 
 
 def _gather(x, pack):
@@ -105,27 +106,32 @@ def _add(out, pack, rows):
 def _attend(block, rows, pack):
     """The attention branch on rows (R, C) of norm1's output."""
     shape = block.shape
-    qkv = _qkv(rows, block.attn.qkv, pack.heads, shape)
-    if qkv.shape[1] == 0:
-        mixed = qkv
-    else:
-        slots = None if pack.present is None else pack.present.flatten().nonzero()[:, 0]
-        if slots is not None:
-            qkv = qkv.new_zeros(pack.present.numel(), qkv.shape[1]).index_copy(0, slots, qkv)
-        q, k, v = qkv.view(pack.samples, -1, 3, qkv.shape[1] // (3 * shape.head_dims),
-                           shape.head_dims).permute(2, 0, 3, 1, 4)
-        keys = None if slots is None else pack.present[:, None, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, keys).transpose(1, 2).flatten(0, 1)
-        mixed = mixed.flatten(1) if slots is None else mixed.flatten(1)[slots]
+    mixed = _qkv(rows, block.attn.qkv, pack.heads, shape)
+    if mixed.shape[1]:  # else no head is on: the projection's bias is left
+        mixed = _mix(mixed, pack, shape.head_dims)
     return _linear(mixed, block.attn.proj, pack.heads, shape)
+
+
+def _mix(qkv, pack, head_dims):
+    """Softmax attention within each sample: (R, 3 * A * D) to (R, A * D)."""
+    keys = None
+    if pack.present is not None:
+        slots = pack.present.flatten().nonzero()[:, 0]
+        keys = pack.present[:, None, None]
+        qkv = qkv.new_zeros(pack.present.numel(), qkv.shape[1]).index_copy(0, slots, qkv)
+    q, k, v = qkv.view(pack.samples, -1, 3, qkv.shape[1] // (3 * head_dims),
+                       head_dims).permute(2, 0, 3, 1, 4)
+    y = F.scaled_dot_product_attention(q, k, v, keys)
+    y = y.transpose(1, 2).flatten(2).flatten(0, 1)
+    return y if keys is None else y.index_select(0, slots)
 
 
 def _qkv(rows, qkv, heads, shape):
     """Queries, keys and values of some heads: (R, 3 * A * D)."""
     if heads is None:
         return qkv(rows)
-    weight, bias = (None if p is None else p.unflatten(0, (3, shape.num_heads, -1))[:, heads]
-                    .flatten(0, 2) for p in (qkv.weight, qkv.bias))
+    weight, bias = (None if p is None else p.unflatten(0, (3, shape.num_heads, -1))
+                    .index_select(1, heads).flatten(0, 2) for p in (qkv.weight, qkv.bias))
     return F.linear(rows, weight, bias)
 
 
@@ -133,5 +139,9 @@ def _linear(rows, linear, heads, shape):
     """A linear layer of which the inputs of some heads are left, (R, A * D)."""
     if heads is None:
         return linear(rows)
-    weight = linear.weight.unflatten(1, (shape.num_heads, -1))[:, heads].flatten(1)
-    return F.linear(rows, weight, linear.bias)
+    return F.linear(rows, _pick(linear.weight, shape.num_heads, heads), linear.bias)
+
+
+def _pick(x, num_heads, heads):
+    """The channels of some heads: (R, C) to (R, A * D)."""
+    return x.unflatten(1, (num_heads, -1)).index_select(1, heads).flatten(1)
