@@ -62,7 +62,8 @@ def extension():
     wanted = os.environ.get('FORCE_CUDA', '0') == '1'
     if wanted and CUDA_HOME is None:
         raise SystemExit('FORCE_CUDA must be 0 where no CUDA toolkit (nvcc) is found, got 1')
-    cuda = CUDA_HOME is not None and (wanted or torch.cuda.is_available())
+    cuda = (CUDA_HOME is not None and (wanted or torch.cuda.is_available())
+            and any((ROOT / 'ops' / 'csrc' / 'cuda').glob('*.cu')))
     sources = [str(p.relative_to(ROOT)) for folder in ('', 'common', 'cpu')
                for p in sorted((ROOT / 'ops' / 'csrc' / folder).glob('*.cpp'))]
     # torch's parallel_for is serial in an extension compiled without OpenMP.
