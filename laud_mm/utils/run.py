@@ -137,5 +137,6 @@ def check_data(cfg, loaders):
                 missing.append(f'- {loader}: {problem}')
     if missing:
         raise DataError('data that the config names is missing or does not fit:\n'
-                        + '\n'.join(missing) + '\nPut it there, or set data_root, ann_file and data_prefix of the '
+                        + '\n'.join(missing)
+                        + '\nPut it there, or set data_root, ann_file and data_prefix of the '
                         'dataset in the config or with --cfg-options')
