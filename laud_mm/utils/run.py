@@ -81,7 +81,7 @@ def _reads_segmentation(dataset):
 
 
 def _class_folders(dataset):
-    """The folder whose subfolders are a classification set's classes; None if it has another way."""
+    """The folder whose subfolders are a set's classes; None if it tells them in another way."""
     kind, root = str(dataset.get('type')).rsplit('.', 1)[-1], str(dataset.get('data_root') or '')
     prefix, split = dataset.get('data_prefix') or '', dataset.get('split') or ''
     prefix = prefix.get('img_path', '') if isinstance(prefix, dict) else prefix
@@ -146,6 +146,7 @@ def check_data(cfg, loaders):
             if problem and f'- {loader}: {problem}' not in missing:
                 missing.append(f'- {loader}: {problem}')
     if missing:
-        raise DataError('data that the config names is missing or does not fit:\n' + '\n'.join(missing)
+        raise DataError('data that the config names is missing or does not fit:\n'
+                        + '\n'.join(missing)
                         + '\nPut it there, or set data_root, ann_file and data_prefix of the '
                         'dataset in the config or with --cfg-options')
