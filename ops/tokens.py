@@ -34,4 +34,4 @@ def scatter_add_tokens_(out, index, rows):
     Returns:
         Tensor: What was written to.
     """
-    out.view(-1, out.shape[2]).index_add_(0, index, rows.to(out.dtype))
+    out.view(-1, out.shape[2]).index_add_(0, index, rows)

@@ -221,6 +221,6 @@ def test_tokens_gather_and_scatter_back(recording):
     expected = x.clone()
     expected[[0, 1, 2], [2, 2, 4]] += rows
     with torch.set_grad_enabled(recording):
-        out = ops.scatter_add_tokens(x, index, rows)
+        out = ops.scatter_add_tokens_(x, index, rows)
     torch.testing.assert_close(out, expected)
     assert (out is x) != recording
