@@ -3,8 +3,8 @@
 Layout: maps are channels-last, so a position is a contiguous row of channels.
 Lists come from `laud_mm.ops.units`; a whole sample is one patch of at least the
 map's size. Weights are (out, in / groups, k, k) with the norm folded in. `packed`
-saves preparing them anew in each call on a CPU: from `pack_conv`, or, for
-convolutions whose outputs are picked per sample, from `slice_ready`.
+saves preparing them anew in each call on a CPU: from `pack_conv` or `pack_winograd`, or,
+for convolutions whose outputs are picked per sample, from `slice_ready`.
 """
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,20 @@ def pack_conv(weight, bias, groups=1):
         weight (Tensor): (out, in / groups, k, k).
         bias (Tensor): (out,).
         groups (int): Groups of the convolution.
+
+    Returns:
+        Tensor: Opaque; float32, or float64 for float64.
+    """
+    return torch.cat([bias, weight.flatten()])
+
+
+@op('(Tensor weight, Tensor bias) -> Tensor', fake=_fake_pack)
+def pack_winograd(weight, bias):
+    """Lay out a 3x3 convolution's weights for Winograd's F(2x2, 3x3) on this machine's CPU.
+
+    Args:
+        weight (Tensor): (out, in, 3, 3).
+        bias (Tensor): (out,).
 
     Returns:
         Tensor: Opaque; float32, or float64 for float64.
@@ -105,10 +119,11 @@ def _fake_patches(y, index, count, weight, bias, granularity, stride=1, *_, **__
 
 @op('(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, int granularity, '
     'int stride=1, int dilation=1, int groups=1, Tensor? channel_index=None, '
-    'Tensor? channel_count=None, int group_size=1, Tensor? packed=None) -> Tensor',
-    fake=_fake_patches)
+    'Tensor? channel_count=None, int group_size=1, Tensor? packed=None, bool winograd=False) '
+    '-> Tensor', fake=_fake_patches)
 def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilation=1, groups=1,
-                    channel_index=None, channel_count=None, group_size=1, packed=None):
+                    channel_index=None, channel_count=None, group_size=1, packed=None,
+                    winograd=False):
     """Gather, 3x3 convolution (padded by its dilation) and ReLU on listed patches.
 
     Only positions of `y` inside the windows of those patches are read.
@@ -127,6 +142,8 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
         channel_count (Tensor | None): (N,) int32.
         group_size (int): G.
         packed (Tensor | None): Prepared weights.
+        winograd (bool): `packed` is of `pack_winograd`; for stride, dilation and
+            groups of 1, all channels.
 
     Returns:
         Tensor: (len(index), S * S, C'), patch by patch (S x S cut to the map's

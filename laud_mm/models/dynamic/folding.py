@@ -32,6 +32,13 @@ class FoldedConv:
         return ops.pack_conv(self.weight, self.bias, self.groups)
 
     @cached_property
+    def packed_winograd(self):
+        """The weights as the CPU kernels transform them, of a 3x3 convolution; None likewise."""
+        if not self._for_kernels():
+            return None
+        return ops.pack_winograd(self.weight, self.bias)
+
+    @cached_property
     def sliceable(self):
         """The weights as the CPU kernels pick channels of them; None where there is none."""
         return ops.slice_ready(self.weight) if self._for_kernels() else None

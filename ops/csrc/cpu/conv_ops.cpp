@@ -16,6 +16,14 @@ Tensor pack_conv(const Tensor& weight, const Tensor& bias, int64_t groups) {
                                              : pack_as<float>(weight, bias, groups);
 }
 
+Tensor pack_winograd(const Tensor& weight, const Tensor& bias) {
+  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == 3 && weight.size(3) == 3,
+              "weight must be (out, in, 3, 3), got shape ", weight.sizes());
+  check_shape("bias", bias, {weight.size(0)});
+  return compute_type(weight) == at::kDouble ? pack_winograd_as<double>(weight, bias)
+                                             : pack_winograd_as<float>(weight, bias);
+}
+
 ChannelList list_of(const Channels& channels) {
   return {channels.index.const_data_ptr<int32_t>(), channels.count.const_data_ptr<int32_t>(),
           channels.index.size(1), channels.group_size};
@@ -121,6 +129,20 @@ void conv3x3_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
 }
 
 template <typename T>
+void winograd_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
+                         const PatchGrid& grid, const Tensor& packed, Tensor& rows_out) {
+  const auto layout =
+      PackedLayout::of(1, y.size(1), rows_out.size(2), 1, row_gemm<T>().vector);
+  check_packed(packed, y.scalar_type(), winograd_size(layout, row_gemm<T>().vector),
+               "pack_winograd");
+  const std::vector<T> zeros(layout.inputs, T(0));
+  const WinogradTiles<T> tiles{grid, index.const_data_ptr<int32_t>(), y.const_data_ptr<T>(),
+                               rows_out.mutable_data_ptr<T>(), layout.inputs, layout.outputs,
+                               zeros.data()};
+  run_winograd(layout, packed.const_data_ptr<T>(), tiles, listed * tiles.per_patch());
+}
+
+template <typename T>
 void conv1x1_add_patches_as(Tensor& out, const Tensor& identity, const Tensor& rows_in,
                             const Tensor& index, int64_t listed, const PatchGrid& grid,
                             const Weights<T>& weights, const Channels& channels) {
@@ -177,7 +199,7 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
                        const Tensor& weight, const Tensor& bias, int64_t granularity,
                        int64_t stride, int64_t dilation, int64_t groups,
                        const OptionalTensor& channel_index, const OptionalTensor& channel_count,
-                       int64_t group_size, const OptionalTensor& packed) {
+                       int64_t group_size, const OptionalTensor& packed, bool winograd) {
   check_map("y", y);
   check_positive("granularity", granularity);
   check_positive("stride", stride);
@@ -191,10 +213,16 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
   TORCH_CHECK(!channels.given() || (groups == 1 && weight.size(0) == y.size(1)),
               "channel_index needs groups = 1 and as many outputs as inputs, got groups ", groups,
               " and weight of shape ", weight.sizes());
+  TORCH_CHECK(!winograd || (stride == 1 && dilation == 1 && groups == 1 && !channels.given() &&
+                            packed),
+              "winograd needs packed weights, stride, dilation and groups of 1 and all channels, "
+              "got stride ", stride, ", dilation ", dilation, ", groups ", groups,
+              packed ? "" : ", no packed", channels.given() ? ", channel_index" : "");
   const auto type = compute_type(y);
   const Tensor from = y.to(type);
   Tensor rows = at::empty({index.numel(), grid.area(), weight.size(0)}, from.options());
   AT_DISPATCH_FLOATING_TYPES(type, "conv3x3_patches", [&] {
+    if (winograd) return winograd_patches_as<scalar_t>(from, index, listed, grid, *packed, rows);
     const Weights<scalar_t> weights(weight, bias, groups, channels.given(), packed);
     conv3x3_patches_as(from, index, listed, grid, {stride, dilation}, weights, channels, rows);
   });
@@ -237,6 +265,7 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
 
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
   m.impl("pack_conv", pack_conv);
+  m.impl("pack_winograd", pack_winograd);
   m.impl("conv1x1_positions", conv1x1_positions);
   m.impl("conv3x3_patches", conv3x3_patches);
   m.impl("conv1x1_add_patches_", conv1x1_add_patches_);

@@ -44,6 +44,9 @@ struct RowGemmKernels {
   T (*dot)(const T* row, const T* weight, int64_t size);
   // sum[i] += row[i].
   void (*accumulate)(const T* row, int64_t size, T* sum);
+  // Transforms of a row (0 to 3) of one tile, see winograd_impl.h.
+  void (*winograd_in)(int row, const T* const* d, int64_t depth, T* to, int64_t stride);
+  void (*winograd_out)(int row, const T* from, int64_t stride, int64_t columns, T* const* out);
 };
 
 template <typename T>

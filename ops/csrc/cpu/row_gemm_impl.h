@@ -161,9 +161,12 @@ void accumulate(const T* row, int64_t size, T* sum) {
   for (; i < size; i++) sum[i] += row[i];
 }
 
+#include "winograd_impl.h"
+
 template <typename T>
 constexpr RowGemmKernels<T> kernels() {
-  return {Vec<T>::size, kVectors * Vec<T>::size, run<T>, pick<T>, dot<T>, accumulate<T>};
+  return {Vec<T>::size, kVectors * Vec<T>::size, run<T>, pick<T>, dot<T>, accumulate<T>,
+          winograd_in<T>, winograd_out<T>};
 }
 
 }  // namespace

@@ -14,10 +14,11 @@ namespace laud {
 struct Tasks {
   int64_t row_chunks, chunk_rows, column_chunks, chunk_columns;
 
-  // A chunk of rows should stay in the second-level cache while all panels pass over it.
-  static Tasks of(int64_t rows, int64_t columns, int64_t panel, int64_t threads) {
-    constexpr int64_t kRows = 192, kLeastRows = 48, kTile = 6;
-    int64_t row_chunks = ceil_div(rows, kRows);
+  // A chunk of `most` rows should stay in the second-level cache while all panels pass over it.
+  static Tasks of(int64_t rows, int64_t columns, int64_t panel, int64_t threads,
+                  int64_t most = 192) {
+    constexpr int64_t kLeastRows = 48, kTile = 6;
+    int64_t row_chunks = ceil_div(rows, most);
     if (rows >= kLeastRows * threads) row_chunks = round_up(row_chunks, threads);
     const int64_t chunk_rows = round_up(ceil_div(rows, row_chunks), kTile);
     row_chunks = ceil_div(rows, chunk_rows);

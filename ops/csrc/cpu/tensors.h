@@ -3,7 +3,7 @@
 #include <ATen/Functions.h>
 
 #include "../common/arguments.h"
-#include "packing.h"
+#include "winograd.h"
 
 namespace laud {
 
@@ -30,6 +30,29 @@ Tensor pack_as(const Tensor& weight, const Tensor& bias, int64_t groups) {
   return packed;
 }
 
+template <typename T>
+Tensor pack_winograd_as(const Tensor& weight, const Tensor& bias) {
+  const int64_t vector = row_gemm<T>().vector;
+  const auto layout = PackedLayout::of(1, weight.size(1), weight.size(0), 1, vector);
+  const auto options = weight.options().dtype(c10::CppTypeToScalarType<T>::value);
+  Tensor packed = at::zeros({winograd_size(layout, vector)}, options);
+  const Tensor filters = weight.to(options).contiguous(), shifts = bias.to(options).contiguous();
+  Tensor transformed = at::empty({kTaps, layout.outputs, layout.inputs}, filters.options());
+  winograd_weights(filters.template const_data_ptr<T>(), layout.outputs * layout.inputs,
+                   transformed.template mutable_data_ptr<T>());
+  pack_winograd(layout, transformed.template const_data_ptr<T>(),
+                shifts.template const_data_ptr<T>(), packed.template mutable_data_ptr<T>());
+  return packed;
+}
+
+inline void check_packed(const Tensor& packed, at::ScalarType type, int64_t size,
+                         const char* maker) {
+  TORCH_CHECK(packed.scalar_type() == type && packed.is_contiguous() && packed.is_cpu() &&
+                  packed.numel() == size,
+              "packed must hold ", size, " contiguous values of ", type, " made by ", maker,
+              " on this machine, got ", packed.numel(), " of ", packed.scalar_type());
+}
+
 // A convolution's weights in the form that its rows need.
 template <typename T>
 struct Weights {
@@ -45,11 +68,7 @@ struct Weights {
     bias = bias_.to(type).contiguous();
     if (prepared) {
       matrix = *prepared;
-      TORCH_CHECK(matrix.scalar_type() == type && matrix.is_contiguous() && matrix.is_cpu() &&
-                      matrix.numel() == size,
-                  "packed must hold ", size, " contiguous values of ", type, " made by ",
-                  slices ? "slice_ready" : "pack_conv", " on this machine, got ", matrix.numel(),
-                  " of ", matrix.scalar_type());
+      check_packed(matrix, type, size, slices ? "slice_ready" : "pack_conv");
     } else if (slices) {
       matrix = weight.to(type).permute({2, 3, 1, 0}).contiguous();
     } else {
