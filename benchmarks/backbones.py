@@ -2,9 +2,9 @@
 
     benchmarks/backbones.py --network resnet101 --paradigm layer --rate 0.5 --batch 8 --json OUT
 
-The static net is the same weights with everything on, norms folded,
-channels-last, eager, and with --compile also compiled; all run in turn in one
-process. Exact shares of units are forced on, at random places; maskers still
+The static net is the same weights with everything on, in the framework's own
+convolutions, norms folded, channels-last: eager, and compiled with its weights frozen.
+All run in turn in one process. Exact shares of units are forced on, at random places; maskers still
 run and count.
 """
 import argparse
@@ -33,7 +33,8 @@ def parse_args():
     parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('H', 'W'))
     parser.add_argument('--granularity', nargs=4, type=int,
                         help='S of each stage (spatial) or G (channel); default: the papers\' best')
-    parser.add_argument('--compile', action='store_true', help='time the compiled static net too')
+    parser.add_argument('--no-compile', action='store_true',
+                        help='do not time the compiled static net')
     parser.add_argument('--repeats', type=int, default=30)
     parser.add_argument('--threads', type=int, help='CPU threads; default: all cores')
     parser.add_argument('--json', help='write the results to this file')
@@ -50,12 +51,12 @@ def main():
         setting = BenchSetting(network, paradigm, rate, batch,
                                args.granularity and tuple(args.granularity), tuple(args.size))
         results.append(measure_setting(setting, args.device, args.precision,
-                                       compile_static=args.compile, repeats=args.repeats))
+                                       compile_static=not args.no_compile, repeats=args.repeats))
         print(format_table(results[-1:], MEASURED_COLUMNS), flush=True)
     if args.json:
         write_json(dict(stamp=dict(device_stamp(args.device), precision=args.precision,
                                    static='folded, channels-last, eager'
-                                          + ' and compiled' * args.compile),
+                                          + ' and compiled' * (not args.no_compile)),
                         results=results), args.json)
 
 

@@ -54,7 +54,7 @@ def run_skipping(block, x, decision):
         raise RuntimeError("se_pool='dense' reads positions that spatial skipping does not "
                            "compute: use execution='masked'")
     x = x.contiguous(memory_format=torch.channels_last)
-    if decision.is_static and not ops.has_kernel(x.device):
+    if decision.is_static:  # what skipping is compared with: library convolutions
         return _run_dense(x, folded, shape)
     identity = x
     if folded.shortcut is not None:
@@ -69,7 +69,7 @@ def run_skipping(block, x, decision):
     out = identity if in_place else identity.clone()
     for units, weights in _parts(decision, folded, shape, x, block.mask_before_norm):
         out = _run_units(x, identity, out, units, weights, shape)
-    if rectified or decision.is_static:
+    if rectified:
         return out
     return F.relu(out) if torch.is_grad_enabled() else F.relu_(out)
 
