@@ -1,6 +1,6 @@
 """What the skipping executor runs on a block, as steps that a calibration has measured."""
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from .steps import Step
 
@@ -24,14 +24,14 @@ def executor_steps(block, rates, batch):
         return b.static()
     if rates is None:
         return [*b.maskers(), *b.static()]
-    steps = [*b.maskers(), Step('block', ()), *b.shortcut()]
+    steps = [*b.maskers(), Step('block', ()), *b.dynamic_shortcut()]
     if block.shape.layer_skipping:
         steps += b.layer(float(rates.layer))
-    elif block.shape.spatial_skipping:
-        steps += b.spatial(rates)
+    elif block.shape.groups > 1 and block.shape.channel_skipping:
+        steps += b.sliced(rates)
     else:
-        steps += b.channel(float(rates.channel))
-    if block.shape.downsample and (batch > 1 or block.shape.spatial_skipping):
+        steps += b.listed(rates)
+    if block.shape.downsample:
         steps.append(b.step('relu', (b.out_rows * batch, b.shape.out_channels)))
     return steps
 
@@ -53,7 +53,7 @@ def outside_steps(ops, batch):
             sizes = (rows, op.in_channels, op.out_channels)
             kind = f'conv{op.kernel_size}x{op.kernel_size}'
             stem = kind == 'conv7x7'
-            steps += [Step(kind, sizes if stem else (*sizes, reads), () if stem else (op.stride, 0),
+            steps += [Step(kind, sizes if stem else (*sizes, reads), () if stem else (op.stride,),
                            name=op.name, args=(batch, *op.out_size, op.stride)),
                       Step('relu', (rows, op.out_channels), name=op.name)]
     return steps
@@ -81,43 +81,32 @@ class _BottleneckSteps:
                     args)
 
     def static(self):
-        return [Step('block', ()), *self.shortcut(), *self.branch(self.batch),
-                self.step('add_relu', (self.out_rows * self.batch, self.shape.out_channels))]
+        s, n = self.shape, self.batch
+        steps = [Step('block', ())]
+        if s.downsample:
+            steps.append(self.conv('conv1x1', s.in_channels, s.out_channels, self.in_rows,
+                                   self.out, s.stride, 'downsample'))
+        steps += [self.conv('conv1x1', s.in_channels, s.width, self.in_rows, self.mid, s.stride1,
+                            'conv1'), self.step('relu', (n * self.mid_rows, s.width))]
+        if s.groups == 1:
+            steps.append(self.conv('conv3x3', s.width, s.width, self.mid_rows, self.out,
+                                   s.stride2, 'conv2'))
+        else:
+            group = s.width // s.groups
+            steps.append(self.conv('conv3x3_grouped', s.width, group, self.mid_rows, self.out,
+                                   s.stride2, 'conv2', (group,)))
+        steps.append(self.step('relu', (n * self.out_rows, s.width)))
+        if s.se_channels:
+            steps.append(self.step('excite', (n, self.out_rows, s.width, s.se_channels),
+                                   args=self.out))
+        return [*steps, self.conv('conv1x1', s.width, s.out_channels, self.out_rows, self.out, 1,
+                                  'conv3'),
+                self.step('add_relu', (self.out_rows * n, s.out_channels))]
 
-    def shortcut(self):
-        if not self.shape.downsample:
-            return []
-        return [self.conv('conv1x1', self.batch, self.shape.in_channels, self.shape.out_channels,
-                          self.in_rows, self.out, self.shape.stride, 'downsample', (0,))]
-
-    def conv(self, kind, n, inputs, outputs, read_rows, out, stride=1, name='', variant=()):
+    def conv(self, kind, inputs, outputs, read_rows, out, stride, name, variant=()):
+        n = self.batch
         return self.step(kind, (n * math.prod(out), inputs, outputs, n * read_rows),
                          (stride, *variant), args=(n, *out, stride), name=name)
-
-    def branch(self, n, active=None):
-        """conv1 to conv3 on n whole samples, with some of the channels active."""
-        s, width = self.shape, self.shape.width
-        sliced = (int(active is not None),)  # to any number of channels, handy or not
-        active = width if active is None else active
-        steps = [self.conv('conv1x1', n, s.in_channels, active, self.in_rows, self.mid,
-                           s.stride1, 'conv1', sliced),
-                 self.step('relu', (n * self.mid_rows, active))]
-        if s.groups == 1:
-            steps.append(self.conv('conv3x3', n, active, active, self.mid_rows, self.out,
-                                   s.stride2, 'conv2', sliced))
-        else:
-            read = self.grouped_width(active)
-            if active < width:
-                steps += [self.step('pick_channels', (n * self.mid_rows, read)),
-                          self.step('pick_channels', (n * self.out_rows, active))]
-            steps.append(self.conv('conv3x3_grouped', n, read, width // s.groups, self.mid_rows,
-                                   self.out, s.stride2, 'conv2', (width // s.groups,)))
-        steps.append(self.step('relu', (n * self.out_rows, active)))
-        if s.se_channels:
-            steps.append(self.step('excite', (n, self.out_rows, active, s.se_channels),
-                                   args=self.out))
-        return [*steps, self.conv('conv1x1', n, active, s.out_channels, self.out_rows, self.out,
-                                  1, 'conv3', sliced)]
 
     def grouped_width(self, active):
         """Channels of the convolution groups that have an active one."""
@@ -139,80 +128,110 @@ class _BottleneckSteps:
             steps += [self.step('channel_masker', (n, self.in_rows, s.in_channels,
                                                    s.channel_groups),
                                 args=(*self.in_size, s.channel_masker, s.masker_hidden)),
-                      self.step('split_masks', (n, s.channel_groups))]
+                      self.step('list_channels' if s.groups == 1 else 'split_masks',
+                                (n, s.channel_groups))]
         return steps
 
-    def samples(self, n, branch):
-        """Gather n of the samples, run the branch, add back."""
-        if self.batch == 1:
-            return [*branch, self.step('add_relu', (self.out_rows, self.shape.out_channels))]
-        return [self.step('gather_samples', (n, self.in_rows, self.shape.in_channels, self.batch),
-                          args=self.in_size),
-                *branch,
-                self.step('add_samples', (n, self.out_rows, self.shape.out_channels, self.batch),
-                          args=self.out)]
+    def dynamic_shortcut(self):
+        s, rows = self.shape, self.batch * self.out_rows
+        return [self.step('rows1x1', (rows, s.in_channels, s.out_channels), (s.stride,),
+                          args=(rows, s.stride, 0), name='downsample')] * s.downsample
 
     def layer(self, rate):
-        count, steps = rate * self.batch, []
+        """A kept sample is one patch as large as the map."""
+        count, side = rate * self.batch, max(self.out)
         low = math.floor(count)
-        for n, share in ((low, 1 - (count - low)), (low + 1, count - low)):
-            if n and share > 1e-9:
-                steps += scale_steps(self.samples(n, self.branch(n)), share)
+        steps = [self.step('list_patches', (self.batch,), args=(self.batch, 1, 1))]
+        for kept, share in ((low, 1 - (count - low)), (low + 1, count - low)):
+            if kept and share > 1e-9:
+                part = _Part(self.batch, kept, side, kept * self.mid_rows, kept)
+                steps += scale_steps(self.compute(part), share)
         return steps
 
-    def channel(self, rate):
+    def listed(self, rates):
+        """Patches of the whole batch in one go, each sample's channels picked by the kernels."""
+        s, n = self.shape, self.batch
+        active = max(s.width * float(rates.channel), 1.0) if s.channel_skipping else None
+        steps, part = self.patches(rates, n)
+        return steps if part.patches == 0 else [*steps, *self.compute(part, active)]
+
+    def sliced(self, rates):
         """Every sample has its own mask, so its own weights."""
-        s, active = self.shape, max(rate * self.shape.width, 1.0)
-        return scale_steps([self.slice(active), *self.samples(1, self.branch(1, active))],
-                           self.batch)
+        s, active = self.shape, max(self.shape.width * float(rates.channel), 1.0)
+        steps, part = self.patches(rates, 1)
+        if part.patches:
+            steps += [self.step('slice_grouped', (s.width, active, s.in_channels + s.out_channels),
+                                args=(s.in_channels, s.out_channels, s.groups,
+                                      s.channel_granularity)),
+                      *self.compute(part, active)]
+        return scale_steps(steps, self.batch)
 
-    def spatial(self, rates):
-        s, side = self.shape, self.shape.spatial_granularity
-        share, n = float(rates.patch), self.batch
-        # Every sample has its own channels; without channel skipping they run together.
-        parts = n if s.channel_skipping else 1
-        active = max(s.width * float(rates.channel), 1.0)
-        patches = share * self.grid * n / parts
-        patch_rows, halo_rows = patches * side**2, float(rates.halo) * self.mid_rows * n / parts
-        plan = self.step('plan_patches', (n * self.mid_rows, patch_rows, n * self.grid, n),
-                         (s.stride2, _size_class(side)), args=(*self.out, side, share))
-        if share == 0:
-            return [plan]
-        window = (side - 1) * s.stride2 + 2 * s.dilation + 1
-        inside = min(patch_rows, share * self.out_rows * n / parts)
-        grouped = s.groups > 1
-        read = self.grouped_width(active) if grouped else active
-        sizes = (read, s.width // s.groups) if grouped else (active, active)
-        steps = [
-            plan,
-            self.step('gather_rows', (halo_rows, s.in_channels, n * self.in_rows)),
-            self.step('linear', (halo_rows, s.in_channels, active), name='conv1'),
-            self.step('relu', (halo_rows, active)),
-            self.step('gather_windows',
-                      (halo_rows, patches * window**2, n * self.mid_rows, read), args=(
-                          n, *self.out, side, share, s.stride2, s.dilation)),
-            self.step('conv3x3_windows' + '_grouped' * grouped,
-                      (patch_rows, *sizes, patches * window**2),
-                      (_size_class(side), *sizes[1:] * grouped),
-                      args=(patches, window, side, s.stride2, s.dilation), name='conv2'),
-            self.step('relu', (patch_rows, active))]
-        if grouped and active < s.width:
-            steps += [self.step('pick_channels', (halo_rows, read)),
-                      self.step('pick_channels', (patch_rows, active))]
+    def patches(self, rates, samples):
+        """What lists the patches of some samples, and the part that they make."""
+        side, share = max(self.out), 1.0
+        if self.shape.spatial_skipping:
+            side, share = self.shape.spatial_granularity, float(rates.patch)
+        grid = [math.ceil(n / side) for n in self.out]
+        listing = self.step('list_patches', (samples * math.prod(grid),),
+                            args=(samples, *grid))
+        read = samples * self.mid_rows
+        if self.shape.spatial_skipping:
+            read *= float(rates.halo)
+        patches = share * samples * math.prod(grid)
+        return [listing], _Part(samples, patches, side, read,
+                                min(patches, samples) if share else 0)
+
+    def compute(self, part, active=None):
+        """The three convolutions on listed patches, with some of the channels active."""
+        s, n = self.shape, part.samples
+        sides = [min(part.side, size) for size in self.out]
+        rows = part.patches * math.prod(sides)
+        share = rows / (n * self.out_rows)
+        where = (n, *self.out, part.side, min(share, 1.0))
+        picks = active is not None and s.groups == 1
+        active = s.width if active is None else active
+        read = active if s.groups == 1 else self.grouped_width(active)
+        kind, extra = ('picked', (part.computing,)) if picks else ('rows', ())
+        args = (s.channel_granularity,) if picks else ()
+        steps = []
+        if s.paradigm != 'channel' or (s.groups > 1 and self.batch > 1):
+            steps.append(self.step('halo_positions', (part.read, n * self.mid_rows),
+                                   args=(*where, s.stride2, s.dilation)))
+        steps.append(self.step(f'{kind}1x1', (part.read, s.in_channels, active, *extra),
+                               (s.stride1,) * (not picks), name='conv1',
+                               args=(n * self.mid_rows, s.stride1, part.side, *args)))
+        window = (*where, s.stride2, s.dilation, *args)
+        if s.groups > 1:
+            group = s.width // s.groups
+            steps.append(self.step('rows3x3_grouped', (rows, read, group), (s.stride2, group),
+                                   window, 'conv2'))
+            if active < s.width:
+                steps += [self.step('pick_channels', (part.read, read)),
+                          self.step('pick_channels', (rows, active))]
+        elif picks:
+            steps.append(self.step('picked3x3', (rows, active, active, *extra), (s.stride2,),
+                                   window, 'conv2'))
+        elif s.tiles_pay(part.side):
+            tiles = math.prod(math.ceil(side / 2) for side in sides)
+            steps.append(self.step('rows3x3_winograd', (4 * part.patches * tiles, active, active),
+                                   (), window, 'conv2'))
+        else:
+            steps.append(self.step('rows3x3', (rows, active, active), (s.stride2,), window,
+                                   'conv2'))
         if s.se_channels:
-            steps.append(self.step('excite_rows', (inside, active, s.se_channels), args=(n,)))
-        steps += [self.step('linear', (inside, active, s.out_channels), name='conv3'),
-                  self.step('scatter_add_rows', (inside, s.out_channels, n * self.out_rows))]
-        if s.channel_skipping:
-            steps.append(self.slice(active))
-        return scale_steps(steps, parts)
+            steps.append(self.step('excite_rows', (rows, active, s.se_channels, n), args=where))
+        return [*steps, self.step(f'{kind}1x1_add', (rows, active, s.out_channels, *extra),
+                                  args=(*where, *args), name='conv3')]
 
-    def slice(self, active):
-        """Cut out the weights of the active channels, for one mask."""
-        s = self.shape
-        return self.step('slice_channels' if s.groups == 1 else 'slice_grouped',
-                         (s.width, active, s.in_channels + s.out_channels),
-                         args=(s.in_channels, s.out_channels, s.groups, s.channel_granularity))
+
+@dataclass(frozen=True)
+class _Part:
+    """Listed patches: of how many samples, how many, their side, positions that they read."""
+    samples: int
+    patches: float
+    side: int
+    read: float
+    computing: float  # samples that have one
 
 
 def scale_steps(steps, times):

@@ -14,44 +14,46 @@ import numpy as np
 
 # Kind of step -> the sizes that describe it. Positions and rows are of the whole batch.
 STEP_SIZES = dict(
-    # Convolutions and linear layers, weights included.
+    # The framework's convolutions, in stems and static nets.
     conv7x7=('rows', 'inputs', 'outputs'),          # rows: output positions
     conv1x1=('rows', 'inputs', 'outputs', 'reads'),  # reads: input positions
     conv3x3=('rows', 'inputs', 'outputs', 'reads'),
     conv3x3_grouped=('rows', 'width', 'group_width', 'reads'),
-    conv3x3_windows=('rows', 'inputs', 'outputs', 'reads'),
-    conv3x3_windows_grouped=('rows', 'width', 'group_width', 'reads'),
-    linear=('rows', 'inputs', 'outputs'),
     maxpool=('rows', 'channels'),
     relu=('rows', 'channels'),
     add_relu=('rows', 'channels'),
     excite=('samples', 'positions', 'channels', 'hidden'),
-    # Deciding.
+    # Deciding, and listing what was decided.
     layer_masker=('samples', 'positions', 'channels'),
     channel_masker=('samples', 'positions', 'channels', 'groups'),
     spatial_masker=('samples', 'positions', 'channels', 'units'),
-    # Layer skipping.
-    gather_samples=('samples', 'sample_rows', 'channels', 'batch'),
-    add_samples=('samples', 'sample_rows', 'channels', 'batch'),
-    # Channel skipping.
+    list_patches=('units', ),
+    list_channels=('samples', 'groups'),
+    halo_positions=('rows', 'map_rows'),
+    # The operations on what is listed.
+    rows1x1=('rows', 'inputs', 'outputs'),
+    rows3x3=('rows', 'inputs', 'outputs'),
+    rows3x3_winograd=('rows', 'inputs', 'outputs'),  # rows: of whole tiles
+    rows3x3_grouped=('rows', 'width', 'group_width'),
+    rows1x1_add=('rows', 'inputs', 'outputs'),
+    excite_rows=('rows', 'channels', 'hidden', 'samples'),
+    # The same with channels picked per sample.
+    picked1x1=('rows', 'inputs', 'outputs', 'samples'),
+    picked3x3=('rows', 'inputs', 'outputs', 'samples'),
+    picked1x1_add=('rows', 'inputs', 'outputs', 'samples'),
+    # Weights sliced for every mask, where convolutions have groups.
     split_masks=('samples', 'groups'),
-    slice_channels=('width', 'active', 'outer'),     # outer: channels outside the bottleneck
-    slice_grouped=('width', 'active', 'outer'),
+    slice_grouped=('width', 'active', 'outer'),     # outer: channels outside the bottleneck
     pick_channels=('rows', 'channels'),
-    # Spatial skipping.
-    plan_patches=('map_rows', 'patch_rows', 'units', 'samples'),
-    gather_rows=('rows', 'channels', 'map_rows'),
-    gather_windows=('rows', 'window_rows', 'map_rows', 'channels'),
-    scatter_add_rows=('rows', 'channels', 'map_rows'),
-    excite_rows=('rows', 'channels', 'hidden'),
     # What a block costs besides.
     block=(),
 )
+_CONVOLUTIONS = tuple(kind for kind in STEP_SIZES if kind.startswith(('conv', 'rows', 'picked')))
+_MATRIX = tuple(kind for kind in _CONVOLUTIONS if not kind.endswith('grouped'))
 # Groups of kinds that slow down alike in a net.
-STEP_GROUPS = {kind: 'matrix' if kind.startswith(('conv', 'linear')) else
-               'decide' if 'mask' in kind or 'slice' in kind or kind in ('plan_patches', 'block')
-               else 'move' for kind in STEP_SIZES}
-_MATRIX = ('conv1x1', 'conv3x3', 'conv3x3_windows', 'linear', 'conv7x7')
+STEP_GROUPS = {kind: 'matrix' if kind in _CONVOLUTIONS else 'move' if kind in (
+    'maxpool', 'relu', 'add_relu', 'excite', 'excite_rows', 'pick_channels') else 'decide'
+    for kind in STEP_SIZES}
 _EXPONENTS = (0.0, 0.5, 1.0)
 _OCTAVES = range(0, 28)
 _VECTOR, _TILE = 16, 64  # channels that a vector register, and a tile of a matrix product, take

@@ -1,4 +1,5 @@
 """Time whole LAUD backbones beside their static nets, at forced rates."""
+import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Optional, Tuple
@@ -13,6 +14,8 @@ from laud_mm.models.dynamic import force_rate, replay
 from laud_mm.specs import Rates
 from laud_mm.specs.arguments import check_choice, check_fraction
 from laud_mm.specs.networks import REGNETS, RESNETS, best_spatial_granularity
+
+from .probe import DriftProbe
 
 MEASURED_COLUMNS = ('network', 'paradigm', 'granularity', 'realised_rate', 'batch',
                     'flops_fraction', 'static_p50_ms', 'compiled_p50_ms', 'p50_ms', 'p90_ms',
@@ -234,10 +237,14 @@ def compare_setting(setting, predictor, warmup=5, repeats=30):
         repeats (int): Timed runs of each net.
 
     Returns:
-        dict: Latencies per image in ms, `error` = predicted / measured - 1.
+        dict: Latencies per image in ms; `drift`, how much slower the machine was than
+        in the calibration; `error` = drift * predicted / measured - 1.
     """
+    probe = DriftProbe(predictor.stamp['device'], repeats=9)
+    before = probe()
     measured = measure_setting(setting, predictor.stamp['device'], predictor.precision,
                                warmup=warmup, repeats=repeats)
+    drift = math.sqrt(before * probe()) / predictor.stamp['probe_ms']
     prediction = setting.prediction()
     # The rates that really were: a block of few units cannot have any rate.
     rates = [Rates(**rates) for rates in measured['block_rates']]
@@ -247,8 +254,9 @@ def compare_setting(setting, predictor, warmup=5, repeats=30):
                measured_ms=measured['p50_ms'], predicted_ms=report.latency_per_image_ms,
                static_measured_ms=measured['static_p50_ms'],
                static_predicted_ms=report.static_latency_per_image_ms)
-    row['error'] = row['predicted_ms'] / row['measured_ms'] - 1
-    row['static_error'] = row['static_predicted_ms'] / row['static_measured_ms'] - 1
+    row['drift'] = drift
+    row['error'] = drift * row['predicted_ms'] / row['measured_ms'] - 1
+    row['static_error'] = drift * row['static_predicted_ms'] / row['static_measured_ms'] - 1
     row['ratio_measured'] = measured['ratio_to_static']
     row['ratio_predicted'] = report.ratio
     row['stages'] = [dict(m, predicted_ms=p['latency_per_image_ms'],

@@ -1,4 +1,5 @@
 """Calibrate the predictor: measure random steps, fit their model, check it on others."""
+import math
 import random
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from laud_mm.specs import (BlockSpec, BottleneckShape, Rates, regnet_stem_specs,
 from laud_mm.specs.arguments import check_choice, check_fraction
 
 from .backbones import mean_rates, time_backbone
+from .probe import DriftProbe
 from .steps import StepProgram
 
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
@@ -129,8 +131,8 @@ def held_out_steps(blocks, seed, known):
     return list(drawn.values())
 
 
-def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=iter):
-    """Measure steps in several rounds over all of them, so that drift hits all alike.
+def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=iter, probes=None):
+    """Measure steps in several rounds over all of them, drift of the machine taken out.
 
     Args:
         steps (Sequence[Step]): What to measure.
@@ -139,12 +141,14 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=it
         rounds (int): Rounds over all steps, each in another order.
         seed (int): Of the orders.
         track (Callable): Wraps an iterable, for a progress bar.
+        probes (list[float], optional): Receives the latency of every drift probe.
 
     Returns:
         list[dict]: Per step its `kind`, `variant`, real `sizes`, median
         `measured_ms`, and the `calls` to torch that it makes.
     """
-    timer, samples, done = Timer(device), [[] for _ in steps], [None] * len(steps)
+    timer, done = Timer(device), [None] * len(steps)
+    samples, drift, probe = [[] for _ in steps], [[] for _ in steps], DriftProbe(device)
     rng, order = random.Random(seed), []
     for _ in range(rounds):
         order += rng.sample(range(len(steps)), len(steps))
@@ -153,11 +157,16 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=it
         for index in track(order):
             torch.manual_seed(index)
             program = StepProgram(steps[index], device, dtype)
-            samples[index] += _time_program(program, timer)
+            drift[index].append(probe())
+            samples[index].append(float(np.median(_time_program(program, timer))))
+            drift[index][-1] = math.sqrt(drift[index][-1] * probe())
             done[index] = dict(sizes=list(map(float, program.sizes)), calls=program.calls())
+    usual = float(np.median(np.concatenate(drift)))
+    if probes is not None:
+        probes += np.concatenate(drift).tolist()
     return [dict(kind=step.kind, variant=list(step.variant),
-                 measured_ms=float(np.median(own)), **about)
-            for step, own, about in zip(steps, samples, done)]
+                 measured_ms=float(np.median(np.divide(own, slow) * usual)), **about)
+            for step, own, slow, about in zip(steps, samples, drift, done)]
 
 
 def _time_program(program, timer):
@@ -251,31 +260,42 @@ def random_net(rng):
     return net.eval(), (side, side), rng.uniform(0.2, 0.9), batch
 
 
-def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=9, track=iter):
+def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=9, track=iter, usual=None):
     """Time random backbones, dynamic and static.
+
+    Args:
+        count (int): Backbones.
+        device (str): Where.
+        dtype (torch.dtype): Type of maps and weights.
+        seed (int): Of the backbones drawn.
+        repeats (int): Timed runs of each.
+        track (Callable): Wraps an iterable, for a progress bar.
+        usual (float, optional): Latency of a drift probe that latencies are brought to.
 
     Returns:
         list[tuple[list[Step], float]]: The steps of a net, and its measured
         latency in ms; two entries per net.
     """
-    rng, rows = random.Random(seed), []
+    rng, rows, probe = random.Random(seed), [], DriftProbe(device, repeats=9)
     with torch.no_grad():
         for _ in track(range(count)):
             torch.manual_seed(seed)
             net, size, rate, batch = random_net(rng)
             net = net.to(device, dtype, memory_format=torch.channels_last)
             x = torch.randn(batch, 3, *size, device=device, dtype=dtype)
+            before = probe()
             timed = time_backbone(net, x.contiguous(memory_format=torch.channels_last), rate,
                                   warmup=2, repeats=repeats)
+            scale = 1.0 if usual is None else usual / math.sqrt(before * probe())
             spec = net.op_specs(size)
             rates = [Rates(**mean_rates(rates)) for rates in timed.cost.block_rates]
             stem = outside_steps(spec.stem, batch)
             rows += [([*stem, *(step for block, rate in zip(spec.blocks, rates)
                                 for step in executor_steps(block, rate, batch))],
-                      timed.stats['dynamic'].p50_ms),
+                      timed.stats['dynamic'].p50_ms * scale),
                      ([*stem, *(step for block in spec.blocks
                                 for step in static_steps(block, batch))],
-                      timed.stats['static'].p50_ms)]
+                      timed.stats['static'].p50_ms * scale)]
     return rows
 
 
@@ -363,7 +383,9 @@ def calibrate(path, device='cpu', precision='fp32', blocks=500, held_out=0.15, r
         raise ValueError(f'device must be one that torch sees, got {device}: no CUDA device here')
     known = draw_steps(blocks, seed)
     others = held_out_steps(max(round(held_out * blocks), 1), seed + 1, known)
-    rows = measure_steps(known + others, device, dtype, rounds, seed, track)
+    probes = []
+    rows = measure_steps(known + others, device, dtype, rounds, seed, track, probes)
+    probe_ms = float(np.median(probes))
     for index, row in enumerate(rows):
         row['held_out'] = index >= len(known)
     units = torch.get_num_threads()
@@ -371,8 +393,9 @@ def calibrate(path, device='cpu', precision='fp32', blocks=500, held_out=0.15, r
         units = torch.cuda.get_device_properties(device).multi_processor_count
     fitted = [row for row in rows if not row['held_out']]
     model = correct_for_nets(fit_steps(fitted, units), fitted,
-                             measure_nets(nets, device, dtype, seed, track=track))
+                             measure_nets(nets, device, dtype, seed, track=track,
+                                          usual=probe_ms))
     rows = step_errors(rows, model)
-    save_calibration(path, model, device_stamp(device), precision,
+    save_calibration(path, model, dict(device_stamp(device), probe_ms=probe_ms), precision,
                      summarise_errors([row for row in rows if row['held_out']]))
     return rows

@@ -11,14 +11,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from laud_mm import ops
-from laud_mm.models.dynamic.decision import expand_patches, halo
 from laud_mm.models.dynamic.excitation import Excitation
 from laud_mm.models.dynamic.folding import FoldedBottleneck, FoldedConv
 from laud_mm.models.dynamic.maskers import BlockMasker, global_mean
 from laud_mm.models.dynamic.slicing import slice_channels
 from laud_mm.specs import BottleneckShape
-
-from . import patch_steps
 
 COLD_BYTES, MAX_COPIES = 16 << 20, 32
 
@@ -82,15 +79,17 @@ class StepProgram:
     def _cold(self, make):
         """Endless copies of something, more of it than the caches hold."""
         first = make()
-        tensors = first if isinstance(first, tuple) else (first,)
+        tensors = (first.weight,) if isinstance(first, FoldedConv) else first
         size = sum(t.numel() * t.element_size() for t in tensors)
         count = min(max(COLD_BYTES // max(size, 1), 1), MAX_COPIES)
         return itertools.cycle([first, *(make() for _ in range(count))])
 
     def _weights(self, outputs, inputs, kernel):
-        return self._cold(lambda: (
-            self._tensor(outputs, inputs, kernel, kernel).contiguous(
-                memory_format=torch.channels_last), self._tensor(outputs)))
+        return self._cold(lambda: self._weight(outputs, inputs, kernel))
+
+    def _weight(self, outputs, inputs, kernel):
+        weight = self._tensor(outputs, inputs, kernel, kernel)
+        return (weight.contiguous(memory_format=torch.channels_last), self._tensor(outputs))
 
     def _conv(self, step, inputs, outputs, kernel, groups=1):
         n, height, width, stride = (*step.args[:3], step.args[3])
@@ -120,31 +119,6 @@ class StepProgram:
         groups = max(round(width / group), 1)
         (rows, reads), run = self._conv(step, groups * group, groups * group, 3, groups)
         return (rows, groups * group, group, reads), run
-
-    def _windows(self, step, inputs, outputs, groups=1):
-        patches, window, side, stride, dilation = step.args
-        patches = max(round(patches), 1)
-        x = self._input(patches, inputs, window, window)
-        weights = self._weights(outputs, inputs // groups, 3)
-
-        def run():
-            weight, bias = next(weights)
-            F.conv2d(x, weight, bias, stride, 0, dilation, groups)
-        return (patches * side**2, patches * window**2), run
-
-    def _conv3x3_windows(self, step, rows, inputs, outputs, reads):
-        (rows, reads), run = self._windows(step, inputs, outputs)
-        return (rows, inputs, outputs, reads), run
-
-    def _conv3x3_windows_grouped(self, step, rows, width, group, reads):
-        groups = max(round(width / group), 1)
-        (rows, reads), run = self._windows(step, groups * group, groups * group, groups)
-        return (rows, groups * group, group, reads), run
-
-    def _linear(self, step, rows, inputs, outputs):
-        x = self._input(rows, inputs)
-        weights = self._cold(lambda: (self._tensor(outputs, inputs), self._tensor(outputs)))
-        return (rows, inputs, outputs), lambda: F.linear(x, *next(weights))
 
     def _maxpool(self, step, rows, channels):
         side = max(round(math.sqrt(rows)), 1)
@@ -189,36 +163,17 @@ class StepProgram:
                                 spatial_granularity=window)
         return (n, positions, channels, units), self._masker(shape, n, (height, width))
 
-    def _gates(self, batch, on):
-        gates = torch.zeros(batch, 1, dtype=torch.bool, device=self.device)
-        gates[torch.randperm(batch)[:on]] = True
-        return gates
-
-    def _gather_samples(self, step, n, rows, channels, batch):
-        x, gates = self._input(batch, channels, *step.args), self._gates(batch, n)
-        return ((n, rows, channels, batch),
-                lambda: ops.gather_samples(x, gates[:, 0].nonzero()[:, 0]))
-
-    def _add_samples(self, step, n, rows, channels, batch):
-        out = self._input(batch, channels, *step.args)
-        residual = self._input(n, channels, *step.args)
-        samples = self._gates(batch, n)[:, 0].nonzero()[:, 0]
-        return ((n, rows, channels, batch),
-                lambda: ops.add_relu_samples_(out, out, samples, residual))
-
     def _split_masks(self, step, n, groups):
         masks = torch.rand(n, groups, device=self.device) < 0.5
         return (n, groups), lambda: masks.bool().unique(dim=0, return_inverse=True)
 
     def _folded(self, width, cin, cout, groups):
         def conv(outputs, inputs, kernel=1, groups=1):
-            weight = self._tensor(outputs, inputs // groups, kernel, kernel)
-            return FoldedConv(weight.contiguous(memory_format=torch.channels_last),
-                              self._tensor(outputs), groups)
+            return FoldedConv(*self._weight(outputs, inputs // groups, kernel), groups)
         return FoldedBottleneck(conv(width, cin), conv(width, width, 3, groups),
                                 conv(cout, width))
 
-    def _slice_channels(self, step, width, active, outer):
+    def _slice_grouped(self, step, width, active, outer):
         cin, cout, groups, size = step.args
         count = 1 + min(COLD_BYTES // (4 * width * (outer + 9 * width // groups)), 8)
         folded = itertools.cycle([self._folded(width, cin, cout, groups) for _ in range(count)])
@@ -229,12 +184,13 @@ class StepProgram:
         which = torch.arange(8, device=self.device)
 
         def run():
-            (which == 3).nonzero()  # which samples have this mask
+            members = (which == 3)[:, None, None]
             bool(mask.all())
-            slice_channels(next(folded), mask.repeat_interleave(width // units))
+            sliced = slice_channels(next(folded), mask.repeat_interleave(width // units))
+            for conv in (sliced.conv1, sliced.conv2, sliced.conv3):
+                conv.packed  # the executor's kernels ask for it
+            return members
         return (width, on * (width // units), outer), run
-
-    _slice_grouped = _slice_channels
 
     def _pick_channels(self, step, rows, channels):
         x = self._input(1, channels, 1, rows)
@@ -242,75 +198,188 @@ class StepProgram:
         return ((rows, channels),
                 lambda: x.movedim(1, -1).index_select(-1, index).movedim(-1, 1))
 
-    def _patches(self, n, height, width, side, share):
-        grid = -(-height // side), -(-width // side)
-        units = n * grid[0] * grid[1]
-        mask = torch.zeros(units, dtype=torch.bool, device=self.device)
-        mask[torch.randperm(units)[:max(round(share * units), 1)]] = True
-        return mask.view(n, *grid)
+    def _list_patches(self, step, units):
+        patches = torch.rand(step.args, device=self.device) < 0.5
+        whole = torch.ones_like(patches)
+        return (patches.numel(),), lambda: ops.active_patches(whole & patches)
 
-    def _plan_patches(self, step, map_rows, patch_rows, units, n):
-        (height, width, side, share), stride = step.args, step.variant[0]
-        patches = self._patches(n, height, width, side, share)
+    def _list_channels(self, step, n, groups):
+        masks = torch.rand(n, groups, device=self.device) < 0.5
+        return (n, groups), lambda: ops.compact(masks.bool())
+
+    def _listed(self, n, height, width, side, share):
+        """A list of patches: index and count as the operations take them, how many, their area."""
+        grid = -(-height // side), -(-width // side)
+        units = n * math.prod(grid)
+        mask = torch.zeros(units, dtype=torch.bool, device=self.device)
+        count = min(max(round(share * units), 1), units)
+        mask[torch.randperm(units)[:count]] = True
+        return (*ops.active_patches(mask.view(n, *grid)), count,
+                min(side, height) * min(side, width))
+
+    def _halo_positions(self, step, rows, map_rows):
+        n, height, width, side, share, stride, dilation = step.args
+        index, count, *_ = self._listed(n, height, width, side, share)
         mid = height * stride, width * stride
 
         def run():
-            active = patch_steps.active_patches(patches)
-            patch_steps.patch_positions(active, (height, width), side)
-            computed = expand_patches(patches.float(), (height, width), side)
-            halo(computed, mid, stride, 1).flatten().nonzero()
-        return (n * math.prod(mid), int(patches.sum()) * side**2, patches.numel(), n), run
+            return ops.halo_positions(index, count, n, *mid, side, stride, dilation)
+        return (int(run()[1]), n * math.prod(mid)), run
 
-    def _some_rows(self, total, rows):
-        total = max(total, rows)
-        return total, torch.randperm(total, device=self.device)[:rows].sort()[0]
+    def _folds(self, outputs, inputs, kernel=1, groups=1):
+        """Endless folded convolutions, their weights not in the caches."""
+        return self._cold(lambda: FoldedConv(*self._weight(outputs, inputs // groups, kernel),
+                                             groups))
 
-    def _gather_rows(self, step, rows, channels, map_rows):
-        total, positions = self._some_rows(map_rows, rows)
-        x = self._input(1, channels, 1, total)
-        return (rows, channels, total), lambda: patch_steps.gather_positions(x, positions)
+    def _channels(self, n, total, active, size):
+        """Arguments that pick so many channels of each sample."""
+        groups = max(total // size, 1)
+        on = min(max(round(active / size), 1), groups)
+        masks = torch.zeros(n, groups, dtype=torch.bool, device=self.device)
+        for mask in masks:
+            mask[torch.randperm(groups)[:on]] = True
+        index, count = ops.compact(masks)
+        return on * size, dict(channel_index=index, channel_count=count, group_size=size)
 
-    def _gather_windows(self, step, rows, window_rows, map_rows, channels):
+    def _some_positions(self, total, rows, run):
+        """Ascending positions in runs, as patches have them; all of them: None."""
+        if rows >= total:
+            return None, None
+        run = max(min(run, rows), 1)
+        starts = torch.randperm(-(-total // run))[:-(-rows // run)].sort()[0] * run
+        index = (starts[:, None] + torch.arange(run)).flatten()
+        index = index[index < total][:rows].to(self.device, torch.int32)
+        return index, torch.tensor([len(index)], dtype=torch.int32, device=self.device)
+
+    def _rows1x1(self, step, rows, inputs, outputs):
+        total, stride, run = step.args
+        total = max(round(total), rows)
+        index, count = self._some_positions(total, rows, run)
+        x = self._input(1, inputs, 1, (total - 1) * stride + 1)
+        folds = self._folds(outputs, inputs)
+
+        def convolve():
+            conv = next(folds)
+            ops.conv1x1_positions(x, index, count, conv.weight, conv.bias, stride, True,
+                                  packed=conv.packed)
+        return (total if index is None else len(index), inputs, outputs), convolve
+
+    def _patch_conv(self, step, outputs, inputs, groups=1, winograd=False):
         n, height, width, side, share, stride, dilation = step.args
-        patches = self._patches(n, height, width, side, share)
-        size = n, height * stride, width * stride
-        _, positions = self._some_rows(math.prod(size), min(rows, math.prod(size)))
-        active = patch_steps.active_patches(patches)
-        x = self._input(len(positions), channels)
-        window = (side - 1) * stride + 2 * dilation + 1
+        index, count, patches, area = self._listed(n, height, width, side, share)
+        y = self._input(n, inputs, height * stride, width * stride)
+        folds = self._folds(outputs, inputs, 3, groups)
 
         def run():
-            patch_steps.gather_windows(x, positions, active, size, side, patches.shape[1:], stride,
-                               dilation)
-        return (len(positions), len(active) * window**2, math.prod(size), channels), run
+            conv = next(folds)
+            ops.conv3x3_patches(y, index, count, conv.weight, conv.bias, side, stride, dilation,
+                                groups, packed=conv.packed_winograd if winograd else conv.packed,
+                                winograd=winograd and conv.packed is not None)
+        return patches, patches * area, run
 
-    def _scatter_add_rows(self, step, rows, channels, map_rows):
-        total, positions = self._some_rows(map_rows, rows)
-        out, values = self._input(1, channels, 1, total), self._input(rows, channels)
-        return ((rows, channels, total),
-                lambda: patch_steps.scatter_add_relu(out, out, positions, values))
+    def _rows3x3(self, step, rows, inputs, outputs):
+        _, rows, run = self._patch_conv(step, outputs, inputs)
+        return (rows, inputs, outputs), run
 
-    def _excite_rows(self, step, rows, channels, hidden):
-        x, se = self._input(rows, channels), self._excitation(channels, hidden)
-        samples = torch.randint(step.args[0], (rows,), device=self.device).sort()[0]
-        return (rows, channels, hidden), lambda: patch_steps.excite_rows(x, se, samples)
+    def _rows3x3_winograd(self, step, rows, inputs, outputs):
+        patches, _, run = self._patch_conv(step, outputs, inputs, winograd=True)
+        sides = [min(step.args[3], size) for size in step.args[1:3]]
+        return (4 * patches * math.prod(-(-side // 2) for side in sides), inputs, outputs), run
+
+    def _rows3x3_grouped(self, step, rows, width, group):
+        groups = max(round(width / group), 1)
+        _, rows, run = self._patch_conv(step, groups * group, groups * group, groups)
+        return (rows, groups * group, group), run
+
+    def _rows1x1_add(self, step, rows, inputs, outputs):
+        index, count, patches, area = self._listed(*step.args)
+        n, height, width, side, _ = step.args
+        out = self._input(n, outputs, height, width)
+        values = self._input(len(index), area, inputs)
+        folds = self._folds(outputs, inputs)
+
+        def run():
+            conv = next(folds)
+            ops.conv1x1_add_patches_(out, out, values, index, count, conv.weight, conv.bias, side,
+                                     packed=conv.packed)
+        return (patches * area, inputs, outputs), run
+
+    def _picked1x1(self, step, rows, inputs, outputs, samples):
+        total, stride, run, size = step.args
+        n, total = samples, max(round(total), rows)
+        index, count = self._some_positions(total // n * n, rows, run)
+        x = self._input(n, inputs, 1, (total // n - 1) * stride + 1)
+        width = size * max(round(2 * outputs / size), 1)
+        active, picks = self._channels(n, width, outputs, size)
+        folds = self._folds(width, inputs)
+
+        def convolve():
+            conv = next(folds)
+            ops.conv1x1_positions(x, index, count, conv.weight, conv.bias, stride, True,
+                                  packed=conv.sliceable, **picks)
+        return (total // n * n if index is None else len(index), inputs, active, n), convolve
+
+    def _picked3x3(self, step, rows, inputs, outputs, samples):
+        n, height, width, side, share, stride, dilation, size = step.args
+        index, count, patches, area = self._listed(n, height, width, side, share)
+        total = size * max(round(2 * outputs / size), 1)
+        active, picks = self._channels(n, total, outputs, size)
+        y = self._input(n, total, height * stride, width * stride)
+        folds = self._folds(total, total, 3)
+
+        def run():
+            conv = next(folds)
+            ops.conv3x3_patches(y, index, count, conv.weight, conv.bias, side, stride, dilation,
+                                packed=conv.sliceable, **picks)
+        return (patches * area, active, active, samples), run
+
+    def _picked1x1_add(self, step, rows, inputs, outputs, samples):
+        n, height, width, side, share, size = step.args
+        index, count, patches, area = self._listed(n, height, width, side, share)
+        total = size * max(round(2 * inputs / size), 1)
+        active, picks = self._channels(n, total, inputs, size)
+        out = self._input(n, outputs, height, width)
+        values = self._input(len(index), area, total)
+        folds = self._folds(outputs, total)
+
+        def run():
+            conv = next(folds)
+            ops.conv1x1_add_patches_(out, out, values, index, count, conv.weight, conv.bias, side,
+                                     packed=conv.packed, **picks)
+        return (patches * area, active, outputs, samples), run
+
+    def _excite_rows(self, step, rows, channels, hidden, n):
+        n, height, width, side, share = step.args
+        index, count, patches, area = self._listed(n, height, width, side, share)
+        values = self._input(len(index), area, channels)
+        weights = self._excitation(channels, hidden).weights
+        return ((patches * area, channels, hidden, n),
+                lambda: ops.excite_patches_(values, index, count, height, width, side, *weights))
 
     def _block(self, step):
-        """What a block does around its convolutions: look at the fold, choose a path."""
+        """What a block does around its operations: look at the fold, list, choose."""
         from laud_mm.models.backbones.laud_resnet import LAUDBottleneck
-        shape = BottleneckShape('b', 0, 16, 16, 16)
+        from laud_mm.models.dynamic.decision import Decision
+        shape = BottleneckShape('b', 0, 16, 16, 16, paradigm='layer')
         block = LAUDBottleneck(shape, norm_cfg=dict(type='BN')).to(self.device, self.dtype).eval()
         x = self._input(1, 16, 1, 1)
-        block(x, masked=False)
-        folded = block.folded()
+        on = Decision(layer=torch.ones(1, 1, dtype=torch.bool, device=self.device))
+        index, count = ops.active_patches(on.layer[:, :, None])
+        block(x, masked=False, override=lambda name, decision: on)
+        conv1, conv2, conv3 = (getattr(block.folded(), f'conv{i}') for i in (1, 2, 3))
 
         def run():
-            block(x, masked=False)
+            block(x, masked=False, override=lambda name, decision: on)
 
-        def convolutions():
-            y = F.relu_(F.conv2d(x, folded.conv1.weight, folded.conv1.bias))
-            y = F.relu_(F.conv2d(y, folded.conv2.weight, folded.conv2.bias, padding=1))
-            y = F.conv2d(y, folded.conv3.weight, folded.conv3.bias)
-            return F.relu_(y.add_(x))
-        self.without = convolutions
+        def operations():
+            block.masker(x)
+            ops.active_patches(on.layer[:, :, None])
+            positions = ops.halo_positions(index, count, 1, 1, 1, 1, 1, 1)
+            y = ops.conv1x1_positions(x, *positions, conv1.weight, conv1.bias,
+                                      packed=conv1.packed)
+            rows = ops.conv3x3_patches(y, index, count, conv2.weight, conv2.bias, 1,
+                                       packed=conv2.packed)
+            ops.conv1x1_add_patches_(x, x, rows, index, count, conv3.weight, conv3.bias, 1,
+                                     packed=conv3.packed)
+        self.without = operations
         return (), run

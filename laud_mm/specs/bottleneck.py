@@ -123,6 +123,16 @@ class BottleneckShape:
         """Hidden units of the 'mlp' channel masker (method, section 2)."""
         return max(self.channel_groups // self.masker_reduction, 16)
 
+    def tiles_pay(self, granularity):
+        """Whether Winograd's F(2x2, 3x3) suits conv2 on patches of S x S, S = `granularity`.
+
+        A tile of 2x2 outputs costs 16 products instead of 36; patches of odd
+        size have tiles that are partly theirs.
+        """
+        tiles = ceil_div(granularity, 2)
+        return (self.stride2 == self.dilation == self.groups == 1
+                and 16 * tiles**2 < 8 * granularity**2)
+
     def mid_size(self, in_size):
         """Height and width of conv1's output, which conv2 reads."""
         return tuple(ceil_div(n, self.stride1) for n in in_size)

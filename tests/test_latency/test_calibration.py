@@ -133,8 +133,8 @@ def step_macs(steps):
     """Multiply-adds of the convolutions and linear layers among the steps."""
     total = 0
     for step in steps:
-        taps = {'conv7x7': 49, 'conv1x1': 1, 'linear': 1}.get(step.kind, 9)
-        if step.kind.startswith('conv') or step.kind == 'linear':
+        taps = 49 if step.kind == 'conv7x7' else 9 if '3x3' in step.kind else 1
+        if step.kind.startswith(('conv', 'rows', 'picked')):
             total += step.times * taps * np.prod(step.sizes[:3])
     return total
 

@@ -153,7 +153,8 @@ def test_calibrate_predict_and_compare(tmp_path, capsys):
         '--size', '64', '64', '--repeats', '3', '--warmup', '1', '--json', tmp_path / 'c.json',
         '--plot', tmp_path / 'c.png')
     row = json.loads((tmp_path / 'c.json').read_text())['rows'][0]
-    assert row['error'] == pytest.approx(row['predicted_ms'] / row['measured_ms'] - 1)
+    assert row['error'] == pytest.approx(
+        row['drift'] * row['predicted_ms'] / row['measured_ms'] - 1)
     assert len(row['stages']) == 4 and all((tmp_path / f'{n}.png').is_file() for n in 'kc')
 
 

@@ -135,7 +135,7 @@ def _features(x, units, weights, shape):
     y = ops.conv1x1_positions(x, *positions, conv.weight, conv.bias, shape.stride1, True,
                               packed=conv.sliceable if picks else conv.packed, **units.channels)
     conv = weights.conv2
-    winograd = not picks and _winograd_pays(units, weights, shape)
+    winograd = not picks and shape.tiles_pay(units.granularity)
     if winograd:
         packed = conv.packed_winograd
     else:
@@ -145,13 +145,6 @@ def _features(x, units, weights, shape):
         shape.stride2, shape.dilation, weights.groups, packed=packed,
         winograd=winograd and packed is not None, **units.channels)
     return rows if weights.kept is None else rows.index_select(2, weights.kept)
-
-
-def _winograd_pays(units, weights, shape):
-    """Whether 2x2 tiles of 16 products cost less than 9 products per position."""
-    tiles = -(-units.granularity // 2)
-    return (shape.stride2 == shape.dilation == weights.groups == 1
-            and 16 * tiles ** 2 < 8 * units.granularity ** 2)
 
 
 def _spread(y, weights):
