@@ -1,6 +1,7 @@
 """Calibrate the predictor: measure random steps, fit their model, check it on others."""
 import math
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 GOOD = 0.15  # a prediction within this share of the measurement is a good one
 MAX_MACS, MAX_VALUES = 1.2e9, 8e6  # of one measured step
 MIN_REPEATS, MAX_REPEATS, ROUND_MS = 5, 30, 15  # timed runs of a step per round
+PROGRAM_S = 0.05  # inputs written anew included, from `MIN_REPEATS` on
 
 
 def random_block(rng):
@@ -171,8 +173,10 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=it
 
 def _time_program(program, timer):
     """Latencies in ms of a warm program; short ones, which vary more, are run more often."""
-    samples, wanted = [], MIN_REPEATS
+    samples, wanted, begin = [], MIN_REPEATS, time.perf_counter()
     while len(samples) < wanted + 2:
+        if len(samples) > MIN_REPEATS and time.perf_counter() - begin > PROGRAM_S:
+            break  # writing large inputs anew takes longer than short steps
         program.prepare()
         spent = timer.time_ms(program.run)
         if program.without is not None:

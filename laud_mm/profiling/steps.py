@@ -17,7 +17,7 @@ from laud_mm.models.dynamic.maskers import BlockMasker, global_mean
 from laud_mm.models.dynamic.slicing import slice_channels
 from laud_mm.specs import BottleneckShape
 
-COLD_BYTES, MAX_COPIES = 16 << 20, 32
+COLD_BYTES, MAX_COPIES = 8 << 20, 16
 
 
 class _CallCounter(TorchDispatchMode):
