@@ -111,7 +111,7 @@ def test_copies_share_nothing(make_net):
         assert torch.equal(twin(x)[-1], before)
         block_of(twin).f['se'].fc2.bias.sub_(9)
         assert not torch.equal(twin(x)[-1], before)
-    assert torch.equal(net(x)[-1], before)
+        assert torch.equal(net(x)[-1], before)
 
 
 @pytest.mark.parametrize('paradigm', ['layer', 'both'])
