@@ -199,8 +199,11 @@ def _static_part(state_dict):
 def _attention_dims(state_dict):
     """Channels per head of the blocks, and of the tokens-to-token module's layers."""
     arguments = t2t_vit_arguments(state_dict)
-    return (arguments['arch']['embed_dims'] // arguments['arch']['num_heads'],
-            arguments['token_dim'])
+    dims, heads = (arguments['arch'][key] for key in ('embed_dims', 'num_heads'))
+    if dims % 64 and 'head' not in (arguments['paradigm'] or ()):
+        raise CheckpointError(f'the weights do not tell the number of heads of {dims} channels, '
+                              'which the scale of scores depends on')
+    return dims // heads, arguments['token_dim']
 
 
 def t2t_vit_arguments(state_dict, num_heads=None):

@@ -188,6 +188,13 @@ def test_mmpretrains_weights_come_back_bit_for_bit_and_give_its_numbers(tmp_path
         torch.testing.assert_close(net(x)[-1], theirs(x)[-1], rtol=1e-5, atol=1e-5)
 
 
+def test_mmpretrains_scale_is_not_guessed_where_the_heads_are_unknown(tmp_path):
+    net = LAUDT2TViT(TINY_T2T, img_size=64, t2t_type='transformer', paradigm=None)
+    save_state_dict(net.state_dict(), tmp_path / 'src.pth')
+    with pytest.raises(CheckpointError, match='do not tell the number of heads of 24 channels'):
+        convert_file('laud', tmp_path / 'src.pth', tmp_path / 'dst.pth', target='mmpretrain')
+
+
 @pytest.mark.parametrize('target, message', [
     ('torchvision', 'torchvision has no T2T-ViT'), ('laudnet', 'torchvision has no T2T-ViT'),
     ('mmpretrain', "no T2T-ViT with t2t_type='performer'")])
