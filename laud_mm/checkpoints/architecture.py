@@ -6,6 +6,7 @@ import torch
 from laud_mm.specs.resnet import EXPANSION, STAGE_BLOCKS
 
 from .safe import CheckpointError
+from .transformer import is_t2t_vit, t2t_vit_arguments
 
 
 def infer_backbone(state_dict):
@@ -68,8 +69,14 @@ def _infer_regnet(weights):
                 **_paradigms(weights, first, 'f.a.0'))
 
 
+def _infer_t2t_vit(weights):
+    if not is_t2t_vit(weights):
+        return None
+    return dict(type='laud_mm.LAUDT2TViT', **t2t_vit_arguments(weights))
+
+
 # Each takes weights and returns a backbone config, or None if they are not its own.
-ARCHITECTURES = [_infer_resnet, _infer_regnet]
+ARCHITECTURES = [_infer_resnet, _infer_regnet, _infer_t2t_vit]
 
 
 def _count_blocks(weights, pattern):

@@ -10,8 +10,9 @@ from .architecture import build_keys, infer_backbone, is_masker_key
 from .layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
                      strip_classifier_prefixes)
 from .safe import CheckpointError, load_state_dict, save_state_dict
-from .transformer import (convert_adavit, convert_mmcls_t2t_vit, convert_t2t_vit,
-                          t2t_vit_arguments)
+from .transformer import (check_t2t_vit, convert_adavit, convert_mmcls_t2t_vit,
+                          convert_mmpretrain_t2t_vit, convert_t2t_vit, export_adavit,
+                          export_mmpretrain_t2t_vit, export_t2t_vit, is_t2t_vit)
 
 # The authors' names of a block's maskers, and ours.
 _LAUDNET_MASKERS = (
@@ -73,14 +74,20 @@ def convert_torchvision(state_dict):
 
 
 def convert_mmpretrain(state_dict):
-    """Strip the prefixes of an mmpretrain ResNet classifier's keys; the rest is ours."""
-    return _check_keys(strip_classifier_prefixes(state_dict), "mmpretrain's ResNet", _STATIC_KEY)
+    """Turn the keys of an mmpretrain ResNet or T2T-ViT-t classifier into ours."""
+    plain = strip_classifier_prefixes(state_dict)
+    if is_t2t_vit(plain):
+        return convert_mmpretrain_t2t_vit(plain)
+    return _check_keys(plain, "mmpretrain's ResNet or T2T_ViT", _STATIC_KEY)
 
 
 def convert_ours(state_dict):
     """Strip the prefixes of a classifier trained here; other models are refused."""
-    return _check_keys(strip_classifier_prefixes(state_dict), 'a LAUD-ResNet or LAUD-RegNet',
-                       _STATIC_KEY, _MASKER_KEY)
+    plain = strip_classifier_prefixes(state_dict)
+    if is_t2t_vit(plain):
+        return check_t2t_vit(plain)
+    return _check_keys(plain, 'a LAUD-ResNet, LAUD-RegNet or LAUD-T2T-ViT', _STATIC_KEY,
+                       _MASKER_KEY)
 
 
 # 'lasnet' is the earlier repository of LAUDNet's authors, whose names LAUDNet kept.
@@ -88,26 +95,36 @@ SOURCES = {'laud': convert_ours, 'laudnet': convert_laudnet, 'lasnet': convert_l
            'torchvision': convert_torchvision, 'mmpretrain': convert_mmpretrain,
            'adavit': convert_adavit, 't2t_vit': convert_t2t_vit,
            'mmcls_t2t_vit': convert_mmcls_t2t_vit}
-_TRANSFORMERS = ('adavit', 't2t_vit', 'mmcls_t2t_vit')
 
 
 def export_torchvision(state_dict):
-    """The static part of our weights with torchvision's keys."""
+    """The static part of our ResNet or RegNet with torchvision's keys.
+
+    Raises:
+        CheckpointError: For a T2T-ViT, which torchvision does not have.
+    """
+    if is_t2t_vit(state_dict):
+        raise CheckpointError('torchvision has no T2T-ViT to convert to')
     return {k: v for k, v in state_dict.items() if not is_masker_key(k)}
 
 
 def export_mmpretrain(state_dict):
-    """The static part of our weights with the keys of mmpretrain's ResNet classifier.
+    """The static part of our weights with the keys of an mmpretrain classifier.
 
     Raises:
-        CheckpointError: For a RegNetY, which mmpretrain does not have.
+        CheckpointError: For what mmpretrain does not have: RegNetY, T2T-ViT with a Performer.
     """
+    if is_t2t_vit(state_dict):
+        return add_classifier_prefixes(export_mmpretrain_t2t_vit(state_dict))
     if 'conv1.weight' not in state_dict:
         raise CheckpointError('mmpretrain has ResNets, but no RegNetY, to convert to')
     return add_classifier_prefixes(export_torchvision(state_dict))
 
 
-TARGETS = {'laud': dict, 'torchvision': export_torchvision, 'mmpretrain': export_mmpretrain}
+# LAUDNet's and LASNet's static parts have torchvision's keys.
+TARGETS = {'laud': dict, 'torchvision': export_torchvision, 'mmpretrain': export_mmpretrain,
+           'laudnet': export_torchvision, 'lasnet': export_torchvision,
+           't2t_vit': export_t2t_vit, 'adavit': export_adavit}
 
 
 @dataclass(frozen=True)
@@ -155,8 +172,7 @@ def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trus
     if prefix and target != 'laud':
         raise ValueError(f'prefix must be empty for the target {target}, got {prefix!r}')
     weights = SOURCES[source](load_state_dict(src, trust))
-    backbone = backbone or (_infer_transformer if source in _TRANSFORMERS
-                            else infer_backbone)(weights)
+    backbone = backbone or infer_backbone(weights)
     fresh = check_backbone(weights, backbone)
     converted = TARGETS[target](weights)
     if prefix:
@@ -164,10 +180,6 @@ def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trus
     save_state_dict(converted, Path(dst))
     dropped = tuple(filter(is_masker_key, weights)) if target != 'laud' else ()
     return Conversion(converted, backbone, fresh, dropped)
-
-
-def _infer_transformer(weights):
-    return dict(type='laud_mm.LAUDT2TViT', **t2t_vit_arguments(weights))
 
 
 def check_backbone(weights, backbone):

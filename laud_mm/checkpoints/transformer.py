@@ -1,4 +1,4 @@
-"""Turn T2T-ViT checkpoints of AdaViT, T2T-ViT, mmcls and mmpretrain into ours."""
+"""Turn T2T-ViT checkpoints of AdaViT, T2T-ViT, mmcls and mmpretrain into ours, and back."""
 import re
 
 import torch
@@ -129,6 +129,83 @@ def convert_mmcls_t2t_vit(state_dict):
         for key, value in _plain(state_dict).items()}), "mmcls's T2T_ViT")
 
 
+def convert_mmpretrain_t2t_vit(state_dict):
+    """Turn the plain keys of an mmpretrain 1.x `T2T_ViT`, with its scale of scores, into ours."""
+    named = _checked({_rename_mmpretrain(k): v for k, v in state_dict.items()},
+                     "mmpretrain's T2T_ViT")
+    return adapt_mmpretrain(state_dict, *_attention_dims(named))
+
+
+def check_t2t_vit(state_dict):
+    """Check that the keys are those of `LAUDT2TViT`."""
+    return _checked(state_dict, 'a LAUD-T2T-ViT')
+
+
+def is_t2t_vit(state_dict):
+    """Whether plain keys are a T2T-ViT's, anybody's."""
+    return 'cls_token' in state_dict
+
+
+def export_t2t_vit(state_dict):
+    """The static part of `LAUDT2TViT` with T2T-ViT's keys, undoing `convert_t2t_vit`.
+
+    Bit for bit for the Performer type; the queries of T2T-ViT-t's two first layers,
+    which another scale of scores went into, come back to float rounding.
+    """
+    scaled = _rescale_stem(_static_part(state_dict), invert=True)
+    return {re.sub(r'^encoder\.', 'blocks.', key.removeprefix('layers.')): value
+            for key, value in scaled.items()}
+
+
+def export_adavit(state_dict):
+    """The static part of `LAUDT2TViT` with AdaViT's keys: T2T-ViT's, each qkv in three."""
+    exported = {}
+    for key, value in export_t2t_vit(state_dict).items():
+        if key.startswith('blocks.') and _QKV.search(key):
+            for part, third in zip(('query', 'key', 'value'), value.chunk(3)):
+                exported[key.replace('.qkv.', f'.{part}.')] = third.clone()
+        else:
+            exported[key] = value
+    return exported
+
+
+def export_mmpretrain_t2t_vit(state_dict):
+    """The static part of `LAUDT2TViT` with the keys and numbers of mmpretrain 1.x.
+
+    Raises:
+        CheckpointError: If its tokens-to-token module is a Performer.
+    """
+    static = _static_part(state_dict)
+    if t2t_vit_arguments(static)['t2t_type'] != 'transformer':
+        raise CheckpointError("mmpretrain has no T2T-ViT with t2t_type='performer' to convert to")
+    head_dims, token_dim = _attention_dims(state_dict)
+    exported = {}
+    for key, value in static.items():
+        if _QKV.search(key):
+            value = _scale_queries(value, 1 / (token_dim if key.startswith(_T2T) else head_dims))
+        for ours, theirs in (('.norm', '.ln'), ('.mlp.fc1.', '.ffn.layers.0.0.'),
+                             ('.mlp.fc2.', '.ffn.layers.1.')):
+            key = key.replace(ours, theirs)
+        exported[key] = value
+    return exported
+
+
+def _static_part(state_dict):
+    if not is_t2t_vit(state_dict):
+        raise CheckpointError('the weights are not a T2T-ViT\'s: they hold no cls_token')
+    return {k: v for k, v in state_dict.items() if '.masker.' not in k}
+
+
+def _attention_dims(state_dict):
+    """Channels per head of the blocks, and of the tokens-to-token module's layers."""
+    arguments = t2t_vit_arguments(state_dict)
+    dims, heads = (arguments['arch'][key] for key in ('embed_dims', 'num_heads'))
+    if dims % 64 and 'head' not in (arguments['paradigm'] or ()):
+        raise CheckpointError(f'the weights do not tell the number of heads of {dims} channels, '
+                              'which the scale of scores depends on')
+    return dims // heads, arguments['token_dim']
+
+
 def t2t_vit_arguments(state_dict, num_heads=None):
     """Read from a converted checkpoint which `LAUDT2TViT` it belongs to.
 
@@ -165,7 +242,7 @@ def _plain(state_dict):
     return {key.removeprefix('module.'): value for key, value in state_dict.items()}
 
 
-def _rescale_stem(state_dict):
+def _rescale_stem(state_dict, invert=False):
     """Let queries take up how T2T-ViT-t scales scores: by the layers' input channels, not ours."""
     converted = dict(state_dict)
     for layer in (f'{_T2T}.attention{i}.attn' for i in (1, 2)):
@@ -173,7 +250,7 @@ def _rescale_stem(state_dict):
         for key in (f'{layer}.qkv.{kind}' for kind in ('weight', 'bias')):
             if key in state_dict:
                 factor = (len(weight) / 3 / weight.shape[1])**0.5
-                converted[key] = _scale_queries(state_dict[key], factor)
+                converted[key] = _scale_queries(state_dict[key], 1 / factor if invert else factor)
     return converted
 
 

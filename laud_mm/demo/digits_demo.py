@@ -14,11 +14,12 @@ from mmengine.runner import Runner
 
 from laud_mm.checkpoints.safe import is_complete
 from laud_mm.hooks.backbones import find_backbone
+from laud_mm.latency.measure import device_stamp
 from laud_mm.latency.output import write_json
 from laud_mm.utils.run import load_config
 
 from .digits import build_digits
-from .digits_report import make_table, plot_study
+from .digits_report import find_problems, make_table, plot_study
 
 TARGETS = (0.4, 0.6, 0.8)
 CONFIGS = {'layer': 'laud_resnet_digits', 'channel': 'laud_resnet_digits_channel',
@@ -73,7 +74,7 @@ def run_digits(config_dir, train_tool, work_dir, data_root='data/digits', jobs=N
         options (dict[str, Any], optional): More overrides for every training.
 
     Returns:
-        str: The table.
+        tuple[str, list[str]]: The table, and what did not come out as it must.
     """
     build_digits(data_root)
     cores = len(os.sched_getaffinity(0))
@@ -83,11 +84,13 @@ def run_digits(config_dir, train_tool, work_dir, data_root='data/digits', jobs=N
     jobs = jobs or min(cores, 4)
     study.train(students, jobs, max(cores // jobs, 1))
     rows = [study.evaluate(run) for run in (STATIC, *students)]
-    write_json(dict(rows=rows), study.work_dir / 'digits.json')
+    problems = find_problems(rows)
+    write_json(dict(stamp=device_stamp('cpu'), rows=rows, problems=problems),
+               study.work_dir / 'digits.json')
     table = make_table(rows)
     (study.work_dir / 'table.md').write_text(table + '\n')
     plot_study(rows, study.work_dir / 'accuracy_latency.png')
-    return table
+    return table, problems
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,11 @@
-"""Table and plot of the digits study."""
+"""Table and plot of the digits study, and whether it shows what it must."""
 from pathlib import Path
 
-_DEVICE = 'TX2'  # predicted in the table: batch by batch like the measurement, far from its CPU
+_DEVICE = 'TX2'  # the device whose prediction table and plot show
+MIN_STATIC_ACCURACY = 98.0  # percent
+JUDGED_TARGET = 0.6
+MAX_ACCURACY_LOSS = 1.0  # points below the static net, at the judged target
+MAX_FRACTION_ERROR = 0.03  # of FLOPs fraction, at the judged target
 
 
 def make_table(rows):
@@ -29,6 +33,35 @@ def make_table(rows):
                  f'{predicted[0]:.3f} / {predicted[1]:.3f}', f'{predicted[2]:.2f}')
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def find_problems(rows):
+    """What of the study is not as it must be.
+
+    Args:
+        rows (list[dict]): From `Study.evaluate`, the static net first.
+
+    Returns:
+        list[str]: One sentence per problem.
+    """
+    static, *students = rows
+    problems = [f'{row["name"]}: the executions differ in accuracy, '
+                f'{row["accuracy"]:.2f} skipping and {row["masked_accuracy"]:.2f} masked'
+                for row in rows if row['accuracy'] != row['masked_accuracy']]
+    if static['accuracy'] < MIN_STATIC_ACCURACY:
+        problems.append(f'static: accuracy {static["accuracy"]:.2f}, below {MIN_STATIC_ACCURACY}')
+    if not any(row['flops_fraction_std'] > 0 for row in students):
+        problems.append('no network computes more for one image than for another')
+    for row in students:
+        if row['target'] != JUDGED_TARGET or row['name'].endswith('without_kd'):
+            continue
+        loss = static['accuracy'] - row['accuracy']
+        if loss > MAX_ACCURACY_LOSS:
+            problems.append(f'{row["name"]}: {loss:.2f} points below the static net')
+        if abs(row['backbone_flops_fraction'] - row['target']) > MAX_FRACTION_ERROR:
+            problems.append(f'{row["name"]}: FLOPs fraction {row["backbone_flops_fraction"]:.3f} '
+                            f'for a target of {row["target"]}')
+    return problems
 
 
 def plot_study(rows, path):

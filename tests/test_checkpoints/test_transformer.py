@@ -8,13 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from laud_mm.checkpoints import (CheckpointError, convert_adavit, convert_file,
-                                 convert_mmcls_t2t_vit, convert_t2t_vit)
+                                 convert_mmcls_t2t_vit, convert_t2t_vit, load_state_dict,
+                                 save_state_dict)
 from laud_mm.checkpoints.transformer import t2t_vit_arguments
 from laud_mm.models.backbones import LAUDT2TViT
+from laud_mm.registry import MODELS
 
 from ..conftest import TINY_T2T
 
 REFERENCES = sorted((Path(__file__).parents[1] / 'data').glob('adavit_t2t_*.npz'))
+# As wide as the published nets per head and token, so that the weights tell the heads.
+WIDE_T2T = dict(embed_dims=128, num_layers=2, num_heads=2, feedforward_channels=100)
 
 
 def released_weights(data):
@@ -84,8 +88,7 @@ def split_queries(state_dict):
     return split
 
 
-@pytest.mark.parametrize('arch', [
-    TINY_T2T, dict(embed_dims=128, num_layers=2, num_heads=2, feedforward_channels=100)], ids=str)
+@pytest.mark.parametrize('arch', [TINY_T2T, WIDE_T2T], ids=str)
 @pytest.mark.parametrize('paradigm', [None, 'token', ('head', 'layer'), ('token', 'head')],
                          ids=str)
 @pytest.mark.parametrize('qkv_bias', [False, True])
@@ -129,6 +132,77 @@ def test_t2t_vit_t_keeps_the_authors_scale_of_scores(convert, rename):
         torch.testing.assert_close(net.tokens_to_token.attention1(x), authors_t2t_layer(theirs, x))
     blocks = {k for k in released if k.startswith('encoder.')}
     assert all(torch.equal(net.state_dict()[k], released[k]) for k in blocks)
+
+
+def without_maskers(weights):
+    return {k: v for k, v in weights.items() if '.masker.' not in k and '_select.' not in k}
+
+
+def round_trip(folder, theirs, project):
+    """Convert weights to ours and back; both conversions and the weights that came back."""
+    save_state_dict(theirs, folder / 'theirs.pth')
+    ours = convert_file(project, folder / 'theirs.pth', folder / 'ours.pth')
+    back = convert_file('laud', folder / 'ours.pth', folder / 'back.pth', target=project)
+    return ours, back, load_state_dict(folder / 'back.pth')
+
+
+@pytest.mark.parametrize('project, rename', [('t2t_vit', released_names),
+                                             ('adavit', split_queries)])
+def test_the_authors_weights_come_back_bit_for_bit_without_maskers(tmp_path, project, rename):
+    net = LAUDT2TViT(WIDE_T2T, img_size=64, paradigm=('token', 'head', 'layer'))
+    theirs = dict(rename(net.state_dict()), **{'head.weight': torch.rand(5, 128),
+                                               'head.bias': torch.rand(5)})
+    ours, back, returned = round_trip(tmp_path, theirs, project)
+    assert ours.backbone['arch'] == WIDE_T2T and ours.backbone['type'] == 'laud_mm.LAUDT2TViT'
+    expected = without_maskers(theirs)
+    assert set(returned) == set(expected) and len(back.dropped) == len(theirs) - len(expected)
+    assert all(torch.equal(returned[key], value) for key, value in expected.items())
+
+
+def test_t2t_vit_t_comes_back_to_rounding_and_its_blocks_bit_for_bit(tmp_path):
+    theirs = released_names(LAUDT2TViT(WIDE_T2T, img_size=64, t2t_type='transformer',
+                                       paradigm=None).state_dict())
+    _, _, returned = round_trip(tmp_path, theirs, 't2t_vit')
+    assert set(returned) == set(theirs)
+    for key, value in theirs.items():
+        scaled = key.startswith('tokens_to_token.') and '.qkv.' in key
+        torch.testing.assert_close(returned[key], value, atol=0, rtol=2e-7 if scaled else 0)
+
+
+def test_mmpretrains_weights_come_back_bit_for_bit_and_give_its_numbers(tmp_path):
+    backbones = pytest.importorskip('mmpretrain.models.backbones')
+    theirs = backbones.T2T_ViT(
+        img_size=64, embed_dims=128, num_layers=2, t2t_cfg=dict(token_dims=64),
+        layer_cfgs=dict(num_heads=2, feedforward_channels=100))
+    weights = {f'backbone.{k}': v for k, v in theirs.state_dict().items()}
+    weights.update({'head.layers.head.weight': torch.rand(5, 128),
+                    'head.layers.head.bias': torch.rand(5)})
+    ours, _, returned = round_trip(tmp_path, weights, 'mmpretrain')
+    assert set(returned) == set(weights)
+    assert all(torch.equal(returned[key], value) for key, value in weights.items())
+    net = MODELS.build(ours.backbone).eval()
+    net.load_state_dict({k: v for k, v in ours.state_dict.items() if 'layers.head' not in k})
+    theirs.eval()  # returns nothing
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x)[-1], theirs(x)[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_mmpretrains_scale_is_not_guessed_where_the_heads_are_unknown(tmp_path):
+    net = LAUDT2TViT(TINY_T2T, img_size=64, t2t_type='transformer', paradigm=None)
+    save_state_dict(net.state_dict(), tmp_path / 'src.pth')
+    with pytest.raises(CheckpointError, match='do not tell the number of heads of 24 channels'):
+        convert_file('laud', tmp_path / 'src.pth', tmp_path / 'dst.pth', target='mmpretrain')
+
+
+@pytest.mark.parametrize('target, message', [
+    ('torchvision', 'torchvision has no T2T-ViT'), ('laudnet', 'torchvision has no T2T-ViT'),
+    ('mmpretrain', "no T2T-ViT with t2t_type='performer'")])
+def test_a_performer_goes_to_no_project_that_lacks_it(tmp_path, target, message):
+    save_state_dict(LAUDT2TViT(WIDE_T2T, img_size=64).state_dict(), tmp_path / 'src.pth')
+    with pytest.raises(CheckpointError, match=message):
+        convert_file('laud', tmp_path / 'src.pth', tmp_path / 'dst.pth', target=target)
+    assert not (tmp_path / 'dst.pth').exists()
 
 
 @pytest.mark.parametrize('convert', [convert_adavit, convert_t2t_vit, convert_mmcls_t2t_vit])

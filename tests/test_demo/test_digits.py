@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from laud_mm.demo.digits import CLASSES, build_digits, load_images, split_indices
-from laud_mm.demo.digits_report import make_table, plot_study
+from laud_mm.demo.digits_report import find_problems, make_table, plot_study
 
 
 @pytest.fixture(scope='module')
@@ -62,11 +62,36 @@ def row(name, paradigm, target, accuracy):
                 masked_accuracy=accuracy, flops_fraction_std=0.05, **metrics)
 
 
+def rows_of_a_study():
+    return [row('static', 'static', 1.0, 98.7), row('layer_t06', 'layer', 0.6, 98.5),
+            row('layer_t04', 'layer', 0.4, 90.0), row('layer_t06_without_kd', 'layer', 0.6, 97.1)]
+
+
+def test_only_the_judged_target_with_its_teacher_is_held_to_the_static_accuracy():
+    assert find_problems(rows_of_a_study()) == []
+
+
+@pytest.mark.parametrize('index, change, problem', [
+    (0, dict(accuracy=97.9, masked_accuracy=97.9), 'static: accuracy 97.90, below 98.0'),
+    (1, dict(accuracy=97.6, masked_accuracy=97.6), 'layer_t06: 1.10 points below the static net'),
+    (1, dict(backbone_flops_fraction=0.64), 'layer_t06: FLOPs fraction 0.640 for a target of 0.6'),
+    (2, dict(masked_accuracy=90.2), 'layer_t04: the executions differ in accuracy, 90.00 skipping '
+                                    'and 90.20 masked')])
+def test_what_a_study_must_show_and_does_not_is_said(index, change, problem):
+    rows = rows_of_a_study()
+    rows[index].update(change)
+    assert problem in find_problems(rows)
+
+
+def test_a_net_that_treats_all_images_alike_is_not_dynamic():
+    rows = [dict(row, flops_fraction_std=0.0) for row in rows_of_a_study()]
+    assert find_problems(rows) == ['no network computes more for one image than for another']
+
+
 def test_the_table_and_the_plot_show_every_run(tmp_path):
-    rows = [row('static', 'static', 1.0, 98.7), row('layer_t06', 'layer', 0.6, 98.5),
-            row('layer_t06_without_kd', 'layer', 0.6, 98.1)]
+    rows = rows_of_a_study()
     lines = make_table(rows).splitlines()
-    assert len(lines) == 5 and len({line.count('|') for line in lines}) == 1
+    assert len(lines) == 6 and len({line.count('|') for line in lines}) == 1
     assert lines[3].startswith('| layer t06 | 0.6 | 98.50 / 98.50 | 0.600 | 0.050 | 0.300 / 0.500')
     plot_study(rows, tmp_path / 'plot.png')
     assert cv2.imread(str(tmp_path / 'plot.png')).shape[2] == 3

@@ -130,6 +130,6 @@ def test_bad_arguments_are_named(kwargs, message):
 def test_it_needs_a_transformer_and_no_flops_target():
     with pytest.raises(ValueError, match='AdaViTLoss needs a backbone that decides on tokens'):
         AdaViTLoss()(cost_of(Decision(layer=torch.ones(2, 1))), 0.0)
-    assert isinstance(MODELS.build(dict(type='AdaViTLoss')), AdaViTLoss)
+    assert isinstance(MODELS.build(dict(type='laud_mm.AdaViTLoss')), AdaViTLoss)
     with pytest.raises(ValueError, match='loss must be None where target is given'):
         ActivationHook(target=0.5, loss=dict(type='laud_mm.AdaViTLoss'))

@@ -290,7 +290,8 @@ def test_rates_count_the_class_token_heads_and_branches(make_net):
     assert mlp < block[1] < qkv + 2 * mlp + 17 * 24 * 24 + 2 * 17 * 17 * 24
 
 
-# Multiply-adds at 224x224 of Yuan et al., "Tokens-to-Token ViT" (ICCV 2021), tables 1 and 2.
+# Multiply-adds at 224x224 and, below, parameters of Yuan et al., "Tokens-to-Token ViT" (ICCV 2021):
+# T2T-ViT with the Performer type, T2T-ViT-t with the transformer type.
 @pytest.mark.parametrize('arch, t2t_type, published_gflops', [
     ('t2t_vit_14', 'performer', 4.8), ('t2t_vit_19', 'performer', 8.5),
     ('t2t_vit_24', 'performer', 13.8), ('t2t_vit_14', 'transformer', 6.1),

@@ -100,7 +100,7 @@ def _gather(x, pack):
 def _add(out, pack, rows):
     if pack.index is None:
         return out + rows.view(out.shape)
-    return ops.scatter_add_tokens_(out, pack.index, rows.to(out.dtype))
+    return ops.scatter_add_tokens_(out, pack.index, rows.to(out.dtype))  # autocast halves rows
 
 
 def _attend(block, rows, pack):
