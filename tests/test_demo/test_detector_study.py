@@ -27,7 +27,9 @@ def test_a_study_needs_no_data_beforehand_and_goes_on_where_it_stopped(tmp_path,
 
     table, _ = run()
     assert (tmp_path / 'data' / 'tiny' / 'annotations' / 'instances_val.json').is_file()
-    row, = json.loads(Path('out', 'study.json').read_text())['rows']
+    study = json.loads(Path('out', 'study.json').read_text())
+    assert study['stamp'].keys() >= {'device', 'threads', 'torch'}
+    row, = study['rows']
     assert 0 < row['loss_last'] < row['loss_first']
     assert row['masked_map_difference'] == 0 and row['segm_map'] >= 0
     assert 0 < row['gflops'] < 1.01 * row['static_gflops'] and row['static_ms'] > 0
