@@ -4,8 +4,6 @@ from mmengine.runner.checkpoint import CheckpointLoader
 
 from .safe import CheckpointError
 
-LISTED = 40  # names of one kind that a message lists
-
 
 def read_backbone(checkpoint, prefix=None, map_location='cpu'):
     """Read a backbone's weights from any checkpoint that mmengine can open.
@@ -75,10 +73,7 @@ def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
 
 
 def _listed(title, names):
-    if not names:
-        return []
-    more = [f'  ... and {len(names) - LISTED} more'] if len(names) > LISTED else []
-    return [f'{title} ({len(names)}):', *(f'  {n}' for n in names[:LISTED]), *more]
+    return [f'{title} ({len(names)}):', *(f'  {n}' for n in names)] if names else []
 
 
 def _advice(static, weights, prefix):

@@ -31,7 +31,7 @@ def run_demo(config, train_tool, work_dir, num_pictures=6):
     """
     work_dir = Path(work_dir)
     cfg = load_config(str(config), work_dir=str(work_dir))
-    build_detection_set(cfg.data_root)
+    build_detection_set(cfg.train_dataloader.dataset.data_root)
     subprocess.run([sys.executable, str(train_tool), str(config), '--work-dir', str(work_dir),
                     '--resume'], check=True)
 

@@ -91,22 +91,39 @@ def images(*sizes):
     return [torch.randint(0, 256, (3, *s), dtype=torch.uint8, generator=generator) for s in sizes]
 
 
-@each_detector
-def test_activation_checkpointing_of_the_backbone_changes_no_gradient(detector):
-    gradients = []
-    for with_cp in (False, True):
-        model = build_detector(tiny_config(detector, with_cp=with_cp, frozen_stages=0,
-                                           masker=dict(noise=False))).train()
-        torch.manual_seed(0)
-        losses = losses_of(model, batch_of(images((64, 64), (64, 64))))
-        # Added as the hook does: to the record of the forward pass.
-        (total_of(losses) + model.backbone.record.cost().fraction.mean()).backward()
-        gradients.append({n: p.grad for n, p in model.backbone.named_parameters()
-                          if p.grad is not None})
-    plain, recomputed = gradients
+def backbone_gradients(cfg):
+    """Of the detector's losses and the backbone's FLOPs, which the hook adds."""
+    model = build_detector(cfg).train()
+    torch.manual_seed(0)
+    losses = losses_of(model, batch_of(images((64, 64), (64, 64))))
+    (total_of(losses) + model.backbone.record.cost().fraction.mean()).backward()
+    return {n: p.grad for n, p in model.backbone.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(recomputed, plain):
     assert plain.keys() == recomputed.keys() and any('masker' in n for n in plain)
     for name in plain:
         torch.testing.assert_close(recomputed[name], plain[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@each_detector
+def test_activation_checkpointing_of_the_backbone_changes_no_gradient(detector):
+    assert_same_gradients(*(backbone_gradients(tiny_config(
+        detector, with_cp=with_cp, frozen_stages=0, masker=dict(noise=False)))
+        for with_cp in (True, False)))
+
+
+@pytest.mark.parametrize('detector', ['ddq_detr', 'mask2former'])
+def test_activation_checkpointing_of_the_encoder_changes_no_gradient(detector):
+    pytest.importorskip('fairscale')
+    found = []
+    for checkpointed in (2, -1):
+        cfg = tiny_config(detector, masker=dict(noise=False))
+        encoder = (cfg.model.encoder if detector == 'ddq_detr'
+                   else cfg.model.panoptic_head.pixel_decoder.encoder)
+        encoder.num_cp = checkpointed
+        found.append(backbone_gradients(cfg))
+    assert_same_gradients(*found)
 
 
 @each_detector
