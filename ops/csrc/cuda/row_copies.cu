@@ -1,0 +1,127 @@
+// Copying and adding whole rows, 16 bytes at a time where they are aligned.
+//
+// Blocks are `threadIdx.x` chunks of a row by `threadIdx.y` rows; the grid's x goes on
+// along rows, its y from row to row, and both loop.
+#include "chunks.cuh"
+#include "../common/geometry.h"
+#include "row_copies.h"
+
+namespace laud::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// Calls move(listed row, the row it names or -1, place in a row) for every chunk.
+template <typename T, typename Move>
+__device__ void each_chunk(const ListedRows& rows, const Move& move) {
+  const int64_t across = int64_t{gridDim.x} * blockDim.x;
+  const int64_t down = int64_t{gridDim.y} * blockDim.y;
+  for (int64_t i = int64_t{blockIdx.y} * blockDim.y + threadIdx.y; i < rows.listed; i += down) {
+    const int64_t named = rows.index[i];
+    const int64_t row = named >= 0 && named < rows.limit ? named : -1;
+    for (int64_t c = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; c * kChunkSize<T> < rows.size;
+         c += across)
+      move(i, row, c * kChunkSize<T>);
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    gather_rows_kernel(ListedRows rows, const T* from, T* to, bool vector) {
+  each_chunk<T>(rows, [&](int64_t i, int64_t row, int64_t place) {
+    T* own = to + i * rows.size + place;
+    const T* source = from + (row < 0 ? 0 : row) * rows.size + place;
+    if (vector) {
+      *reinterpret_cast<uint4*>(own) =
+          row < 0 ? uint4{0, 0, 0, 0} : __ldg(reinterpret_cast<const uint4*>(source));
+    } else {
+      for (int e = 0; e < kChunkSize<T> && place + e < rows.size; e++)
+        own[e] = row < 0 ? from_float<T>(0.f) : source[e];
+    }
+  });
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    add_rows_kernel(ListedRows rows, const T* base, const T* add, T* out, bool relu, bool vector) {
+  each_chunk<T>(rows, [&](int64_t i, int64_t row, int64_t place) {
+    if (row < 0) return;
+    const int64_t left = rows.size - place;
+    T values[kChunkSize<T>], added[kChunkSize<T>];
+    const T* own = base + row * rows.size + place;
+    const T* other = add + i * rows.size + place;
+    if (vector) {
+      // `base` may be `out`: no __ldg.
+      const uint4 a = *reinterpret_cast<const uint4*>(own);
+      const uint4 b = __ldg(reinterpret_cast<const uint4*>(other));
+      memcpy(values, &a, sizeof(a));
+      memcpy(added, &b, sizeof(b));
+    } else {
+#pragma unroll
+      for (int e = 0; e < kChunkSize<T>; e++) {
+        values[e] = e < left ? own[e] : from_float<T>(0.f);
+        added[e] = e < left ? other[e] : from_float<T>(0.f);
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kChunkSize<T>; e++) {
+      const float sum = to_float(values[e]) + to_float(added[e]);
+      values[e] = from_float<T>(relu && sum < 0.f ? 0.f : sum);
+    }
+    T* to = out + row * rows.size + place;
+    if (vector) {
+      uint4 bits;
+      memcpy(&bits, values, sizeof(bits));
+      *reinterpret_cast<uint4*>(to) = bits;
+    } else {
+#pragma unroll
+      for (int e = 0; e < kChunkSize<T>; e++)
+        if (e < left) to[e] = values[e];
+    }
+  });
+}
+
+struct Shape {
+  dim3 blocks, threads;
+};
+
+Shape shape_for(const ListedRows& rows, int chunk, const Launch& on) {
+  const int64_t chunks = ceil_div(rows.size, chunk);
+  unsigned across = 1;
+  while (across < kThreads && across < chunks) across *= 2;
+  const unsigned down = kThreads / across;
+  const unsigned along = blocks_for(on, ceil_div(chunks, across), 1);
+  const int64_t wanted = ceil_div(int64_t{on.multiprocessors} * 8, along);
+  const int64_t most = ceil_div(rows.listed, down);
+  constexpr int64_t kGridLimit = 65535;
+  const int64_t blocks = min_of(min_of(wanted, most), kGridLimit);
+  return {dim3(along, unsigned(blocks < 1 ? 1 : blocks)), dim3(across, down)};
+}
+
+}  // namespace
+
+cudaError_t launch_gather_rows(Type type, const ListedRows& rows, const void* from, void* to,
+                               const Launch& on) {
+  return with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t bytes = rows.size * int64_t{sizeof(T)};
+    const auto shape = shape_for(rows, kChunkSize<T>, on);
+    return launch(gather_rows_kernel<T>, on, shape.blocks, shape.threads, 0, rows,
+                  static_cast<const T*>(from), static_cast<T*>(to),
+                  in_chunks(from, bytes) && in_chunks(to, bytes));
+  });
+}
+
+cudaError_t launch_add_rows(Type type, const ListedRows& rows, const void* base, const void* add,
+                            void* out, bool relu, const Launch& on) {
+  return with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t bytes = rows.size * int64_t{sizeof(T)};
+    const auto shape = shape_for(rows, kChunkSize<T>, on);
+    return launch(add_rows_kernel<T>, on, shape.blocks, shape.threads, 0, rows,
+                  static_cast<const T*>(base), static_cast<const T*>(add), static_cast<T*>(out),
+                  relu, in_chunks(base, bytes) && in_chunks(add, bytes) && in_chunks(out, bytes));
+  });
+}
+
+}  // namespace laud::cuda
