@@ -9,6 +9,7 @@ struct Divider {
   uint32_t divisor = 1, magic = 1, shift = 0;
 
   static Divider by(int64_t d) {
+    if (d < 1) return {};  // of a range that is empty: nothing is divided
     uint32_t shift = 0;
     while ((int64_t{1} << shift) < d) shift++;
     const uint64_t rest = (uint64_t{1} << shift) - uint64_t(d);

@@ -73,6 +73,11 @@ struct RowMap {
                              inside(x * stride, in_width, 0x049, 0x124);
     return to;
   }
+  // The sample of a row that exists.
+  LAUD_HOST_DEVICE int32_t sample_of(int32_t row) const {
+    const int32_t unit = by_area.quotient(row);
+    return by_sample.quotient(index ? index[unit] : unit);
+  }
   // The first of the listed units that belongs to `sample` or a later one.
   LAUD_HOST_DEVICE int32_t first_unit(int32_t sample) const {
     const int32_t patch = sample * int32_t(by_sample.divisor);

@@ -30,6 +30,13 @@ __device__ inline char* dynamic_shared() {
   return memory;
 }
 
+// The sum over a warp, in all of its threads.
+__device__ inline float warp_sum(float value) {
+#pragma unroll
+  for (int by = 16; by > 0; by /= 2) value += __shfl_xor_sync(0xffffffffu, value, by);
+  return value;
+}
+
 __device__ inline float to_float(float v) { return v; }
 __device__ inline float to_float(__half v) { return __half2float(v); }
 __device__ inline float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }

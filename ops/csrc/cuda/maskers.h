@@ -13,15 +13,14 @@ struct Map {
   int64_t channels;
 };
 
-// mask[p] = mean over the positions of patch p of (x . weight) + bias >= 0.
-cudaError_t launch_patch_mask(const Map& x, const float* weight, const float* bias,
-                              const PatchGrid& grid, bool* mask, const Launch& on);
+// logits[position] = x . weight.
+cudaError_t launch_logits(const Map& x, const float* weight, float* logits, const Launch& on);
 
-// The same, of logits that are known for each position.
+// mask[p] = mean over the positions of patch p of their logits + bias >= 0.
 cudaError_t launch_threshold(const float* logits, const float* bias, const PatchGrid& grid,
                              bool* mask, const Launch& on);
 
-// means (samples, channels), of x's type.
-cudaError_t launch_position_means(const Map& x, void* means, const Launch& on);
+// means (samples, channels).
+cudaError_t launch_position_means(const Map& x, float* means, const Launch& on);
 
 }  // namespace laud::cuda

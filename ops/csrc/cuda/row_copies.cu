@@ -29,15 +29,12 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     gather_rows_kernel(ListedRows rows, const T* from, T* to, bool vector) {
   each_chunk<T>(rows, [&](int64_t i, int64_t row, int64_t place) {
-    T* own = to + i * rows.size + place;
-    const T* source = from + (row < 0 ? 0 : row) * rows.size + place;
-    if (vector) {
-      *reinterpret_cast<uint4*>(own) =
-          row < 0 ? uint4{0, 0, 0, 0} : __ldg(reinterpret_cast<const uint4*>(source));
-    } else {
-      for (int e = 0; e < kChunkSize<T> && place + e < rows.size; e++)
-        own[e] = row < 0 ? from_float<T>(0.f) : source[e];
-    }
+    T values[kChunkSize<T>];
+    const bool exists = row >= 0;
+    // Where there is no such row, nothing is read and zeros are written.
+    read_chunk(from + (exists ? row * rows.size + place : 0), exists ? rows.size - place : 0,
+               vector && exists, values);
+    write_chunk(to + i * rows.size + place, rows.size - place, vector, values);
   });
 }
 
@@ -48,36 +45,14 @@ __global__ void __launch_bounds__(kThreads)
     if (row < 0) return;
     const int64_t left = rows.size - place;
     T values[kChunkSize<T>], added[kChunkSize<T>];
-    const T* own = base + row * rows.size + place;
-    const T* other = add + i * rows.size + place;
-    if (vector) {
-      // `base` may be `out`: no __ldg.
-      const uint4 a = *reinterpret_cast<const uint4*>(own);
-      const uint4 b = __ldg(reinterpret_cast<const uint4*>(other));
-      memcpy(values, &a, sizeof(a));
-      memcpy(added, &b, sizeof(b));
-    } else {
-#pragma unroll
-      for (int e = 0; e < kChunkSize<T>; e++) {
-        values[e] = e < left ? own[e] : from_float<T>(0.f);
-        added[e] = e < left ? other[e] : from_float<T>(0.f);
-      }
-    }
+    read_chunk(base + row * rows.size + place, left, vector, values);
+    read_chunk(add + i * rows.size + place, left, vector, added);
 #pragma unroll
     for (int e = 0; e < kChunkSize<T>; e++) {
       const float sum = to_float(values[e]) + to_float(added[e]);
       values[e] = from_float<T>(relu && sum < 0.f ? 0.f : sum);
     }
-    T* to = out + row * rows.size + place;
-    if (vector) {
-      uint4 bits;
-      memcpy(&bits, values, sizeof(bits));
-      *reinterpret_cast<uint4*>(to) = bits;
-    } else {
-#pragma unroll
-      for (int e = 0; e < kChunkSize<T>; e++)
-        if (e < left) to[e] = values[e];
-    }
+    write_chunk(out + row * rows.size + place, left, vector, values);
   });
 }
 

@@ -344,6 +344,7 @@ cudaError_t launch_tile(RowGemm gemm, const Launch& on) {
   gemm.tiles = TileGrid::of(by_sample ? rows.samples : 1, most_units * rows.area, gemm.groups,
                             gemm.columns, Tile::kRows, Tile::kColumns);
   if (gemm.tiles.tiles() == 0) return cudaSuccess;
+  if (gemm.tiles.tiles() > kMostRows) return cudaErrorInvalidConfiguration;
   constexpr int kTables = int(sizeof(TileTables<Tile>));
   gemm.prefetch_add = gemm.add && Shared::bytes(true) + kTables <= on.shared_bytes;
   return launch(row_gemm_kernel<T, Tile, kVector>, on,

@@ -12,6 +12,9 @@
 
 namespace laud::cuda {
 
+// Rows and positions are counted in 32 bits, with room for the last tiles.
+constexpr int64_t kMostRows = INT32_MAX - (1 << 20);
+
 // Channels of each sample: the first count[n] groups of index[n]; null: all channels.
 struct ChannelList {
   const int32_t* index = nullptr;
@@ -19,6 +22,11 @@ struct ChannelList {
   int32_t groups = 0;
   Divider by_size;  // channels of a group
   bool picks_inputs = false, picks_outputs = false;
+
+  static ChannelList of(const int32_t* index, const int32_t* count, int64_t groups,
+                        int64_t group_size) {
+    return {index, count, int32_t(groups), Divider::by(group_size), false, false};
+  }
 
   LAUD_HOST_DEVICE int32_t channels(int32_t sample) const {
     const int32_t n = count[sample];

@@ -14,7 +14,7 @@ constexpr int kBlockFlags = kThreads * kFlags;
 
 // Bit 7 of each byte that is not zero.
 __device__ uint32_t on_bytes(uint32_t word) {
-  return ((word & 0x7f7f7f7fu) + 0x7f7f7f7fu | word) & 0x80808080u;
+  return (((word & 0x7f7f7f7fu) + 0x7f7f7f7fu) | word) & 0x80808080u;
 }
 
 // One bit for each of 16 flags; `vector` where they are all there and aligned.
