@@ -106,7 +106,7 @@ class TileSum {
   // The rest that TF32 leaves of a float32, itself in TF32; `bits` becomes its TF32.
   __device__ static uint32_t split(uint32_t& bits) {
     const float value = __uint_as_float(bits);
-    bits = round_tf32(value);
+    bits = round_tf32(value) & 0xffffe000u;  // the bits below are unspecified
     return round_tf32(value - __uint_as_float(bits));
   }
   __device__ void add_split(uint32_t (&a)[kDown][4], uint32_t (&b)[kAcross][2]) {
@@ -192,7 +192,7 @@ class ResultMover {
     each_chunk([&](int32_t row, int32_t column, int32_t columns, int64_t place) {
       const T* from = static_cast<const T*>(gemm_.add) + place;
       if (gemm_.vector_out && columns == kSize) {
-        copy_async(at(row, column), from, true);
+        copy_async<kChunkBytes>(at(row, column), from, kChunkBytes);
       } else {
         for (int32_t e = 0; e < columns; e++) at(row, column)[e] = from[e];
       }
@@ -271,7 +271,7 @@ __device__ void fill_tables(const RowGemm& gemm, const TileRange& range,
   }
 }
 
-template <typename T, typename Tile, bool kVector>
+template <typename T, typename Tile, int kPiece>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     row_gemm_kernel(const __grid_constant__ RowGemm gemm) {
   using Shared = SharedLayout<T, Tile>;
@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     fill_tables<T, Tile>(gemm, range, tables);
     __syncthreads();
 
-    RowLoader<T, Tile, kVector> loader(gemm, range, tables);
+    RowLoader<T, Tile, kPiece> loader(gemm, range, tables);
     const ResultMover<T, Tile> mover(gemm, range, tables, results);
     const int32_t steps = loader.steps();
     const bool adds_logits = gemm.logits && range.first_column == 0;
@@ -334,7 +334,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   }
 }
 
-template <typename T, typename Tile, bool kVector>
+template <typename T, typename Tile, int kPiece>
 cudaError_t launch_tile(RowGemm gemm, const Launch& on) {
   using Shared = SharedLayout<T, Tile>;
   const bool by_sample = gemm.channels.index != nullptr;
@@ -347,35 +347,50 @@ cudaError_t launch_tile(RowGemm gemm, const Launch& on) {
   if (gemm.tiles.tiles() > kMostRows) return cudaErrorInvalidConfiguration;
   constexpr int kTables = int(sizeof(TileTables<Tile>));
   gemm.prefetch_add = gemm.add && Shared::bytes(true) + kTables <= on.shared_bytes;
-  return launch(row_gemm_kernel<T, Tile, kVector>, on,
+  return launch(row_gemm_kernel<T, Tile, kPiece>, on,
                 dim3(blocks_for(on, gemm.tiles.tiles(), Tile::kBlocks)), dim3(Tile::kThreads),
                 size_t(Shared::bytes(gemm.prefetch_add)), gemm);
 }
 
+// Whether rows of so many bytes are whole chunks, each aligned.
 inline bool aligned(const void* at, int64_t row_bytes) {
   return reinterpret_cast<uintptr_t>(at) % kChunkBytes == 0 && row_bytes % kChunkBytes == 0;
+}
+
+// The most bytes of a weight row that lie together and aligned, see RowLoader.
+template <typename T>
+int weight_piece(const RowGemm& gemm) {
+  constexpr int kBytes = int(sizeof(T));
+  if (!aligned(gemm.in, int64_t{gemm.in_columns} * kBytes)) return 0;
+  if (!gemm.channels.picks_inputs)
+    return aligned(gemm.in, int64_t{gemm.depth} * kBytes) &&
+           aligned(gemm.weight, int64_t{gemm.depth} * kBytes) ? kChunkBytes : 0;
+  const int64_t run = int64_t{gemm.channels.by_size.divisor} * kBytes;
+  if (!aligned(gemm.weight, 0)) return 0;
+  return run % 16 == 0 ? 16 : run % 8 == 0 ? 8 : run % 4 == 0 ? 4 : 0;
 }
 
 // Picks the tile for what the product is, since how many rows it has is known on the device
 // only: half of the units is taken to be listed.
 template <typename T>
 cudaError_t launch_row_gemm_as(RowGemm gemm, const Launch& on) {
-  constexpr int kSize = int(sizeof(T));
-  const bool vector_in =
-      aligned(gemm.in, gemm.in_columns * kSize) && aligned(gemm.weight, gemm.depth * kSize) &&
-      (!gemm.channels.picks_inputs || gemm.channels.by_size.divisor * kSize % kChunkBytes == 0);
-  gemm.vector_out = aligned(gemm.out, gemm.out_columns * kSize) &&
-                    aligned(gemm.add, gemm.columns * kSize);
-  constexpr int kMore = kSize == 2 ? 1 : 0;  // float32 needs more registers
-  if (!vector_in) return launch_tile<T, Tile<64, 64, 32, 32, 2>, false>(gemm, on);
-  if (gemm.columns <= 32) return launch_tile<T, Tile<128, 32, 32, 32, 2 + kMore>, true>(gemm, on);
+  constexpr int kBytes = int(sizeof(T)), kMore = kBytes == 2 ? 1 : 0;  // registers for more blocks
+  gemm.vector_out = aligned(gemm.out, int64_t{gemm.out_columns} * kBytes) &&
+                    aligned(gemm.add, int64_t{gemm.columns} * kBytes);
+  switch (weight_piece<T>(gemm)) {
+    case 16: break;
+    case 8: return launch_tile<T, Tile<64, 64, 32, 32, 3>, 8>(gemm, on);
+    case 4: return launch_tile<T, Tile<64, 64, 32, 32, 3>, 4>(gemm, on);
+    default: return launch_tile<T, Tile<64, 64, 32, 32, 2>, 0>(gemm, on);
+  }
+  if (gemm.columns <= 32) return launch_tile<T, Tile<128, 32, 32, 32, 2 + kMore>, 16>(gemm, on);
   const int64_t rows = ceil_div(int64_t{gemm.rows.units} * gemm.rows.area, 2);
   const int64_t tiles = ceil_div(rows, 128) * ceil_div(gemm.columns, 128) * gemm.groups;
   if (tiles < 2 * on.multiprocessors)
-    return launch_tile<T, Tile<64, 64, 32, 32, 3 + kMore>, true>(gemm, on);
+    return launch_tile<T, Tile<64, 64, 32, 32, 3 + kMore>, 16>(gemm, on);
   const bool half_used = gemm.columns <= 64 || (gemm.columns > 128 && gemm.columns <= 192);
-  if (half_used) return launch_tile<T, Tile<128, 64, 64, 32, 2 + kMore>, true>(gemm, on);
-  return launch_tile<T, Tile<128, 128, 64, 32, 1 + kMore>, true>(gemm, on);
+  if (half_used) return launch_tile<T, Tile<128, 64, 64, 32, 2 + kMore>, 16>(gemm, on);
+  return launch_tile<T, Tile<128, 128, 64, 32, 1 + kMore>, 16>(gemm, on);
 }
 
 }  // namespace laud::cuda

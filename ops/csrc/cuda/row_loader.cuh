@@ -34,8 +34,10 @@ struct TileRange {
   int32_t sample, first_row, last_row, group, first_column, last_column, depth;
 };
 
-// kVector: chunks are aligned in memory and never partly valid.
-template <typename T, typename Tile, bool kVector>
+// kPiece: how many bytes of weights lie together and aligned in memory. Less than a chunk
+// where inputs are picked in small groups; rows are aligned then too, but their last chunk may
+// be partly valid. 0: nothing is known of rows and weights, which are loaded one by one.
+template <typename T, typename Tile, int kPiece>
 class RowLoader {
   static constexpr int kSize = kChunkBytes / int(sizeof(T));  // elements of a chunk
 
@@ -74,14 +76,7 @@ class RowLoader {
     for (int i = 0; i < kOwnRows; i++)
       bring_row(stage + chunk_place(first_ + i * Tile::kRowStep, chunk_), rows_[i] + in_at,
                 live && (taps_[i] >> tap_ & 1));
-    stage += Tile::kRows * kRowBytes;
-    const bool picks = gemm_.channels.picks_inputs;
-    const int32_t channel =
-        kVector && picks && live ? gemm_.channels.channel(range_.sample, channel_) : channel_;
-#pragma unroll
-    for (int i = 0; i < kOwnColumns; i++)
-      bring_weight(stage + chunk_place(first_ + i * Tile::kRowStep, chunk_), weights_[i], channel,
-                   live && weights_[i] != nullptr);
+    bring_weights(stage + Tile::kRows * kRowBytes, live);
     step_to(channel_ + kSize * kRowChunks);
   }
 
@@ -97,8 +92,10 @@ class RowLoader {
     channel_ = channel;
   }
   __device__ void bring_row(char* to, const T* from, bool valid) const {
-    if constexpr (kVector) {
-      copy_async(to, valid ? from : gemm_.in, valid);
+    if constexpr (kPiece > 0) {
+      const int32_t left = (range_.depth - channel_) * int32_t(sizeof(T));
+      const int32_t bytes = kPiece == kChunkBytes || left > kChunkBytes ? kChunkBytes : left;
+      copy_async<kChunkBytes>(to, valid ? from : gemm_.in, valid ? bytes : 0);
     } else {
       T chunk[kSize];
 #pragma unroll
@@ -107,19 +104,35 @@ class RowLoader {
       *reinterpret_cast<uint4*>(to) = pack(chunk);
     }
   }
-  __device__ void bring_weight(char* to, const T* row, int32_t channel, bool valid) const {
-    if constexpr (kVector) {
-      valid = valid && channel >= 0;
-      copy_async(to, valid ? row + tap_ * gemm_.depth + channel : gemm_.weight, valid);
-    } else {
-      T chunk[kSize];
+  // The weight row's place of input k of the stage's tap, -1 where there is none.
+  __device__ int32_t place_of(int32_t k, bool live) const {
+    if (!live || k >= range_.depth) return -1;
+    if (gemm_.channels.picks_inputs) k = gemm_.channels.channel(range_.sample, k);
+    return k < 0 ? -1 : tap_ * gemm_.depth + k;
+  }
+  __device__ void bring_weights(char* stage, bool live) const {
+    constexpr int kRun = kPiece > 0 ? kPiece / int(sizeof(T)) : 1;  // elements of a piece
+    int32_t places[kSize / kRun];
 #pragma unroll
-      for (int e = 0; e < kSize; e++) {
-        int32_t k = valid && channel_ + e < range_.depth ? channel_ + e : -1;
-        if (k >= 0 && gemm_.channels.picks_inputs) k = gemm_.channels.channel(range_.sample, k);
-        chunk[e] = k >= 0 ? row[tap_ * gemm_.depth + k] : from_float<T>(0.f);
+    for (int p = 0; p < kSize / kRun; p++) places[p] = place_of(channel_ + p * kRun, live);
+#pragma unroll
+    for (int i = 0; i < kOwnColumns; i++) {
+      const T* row = weights_[i];
+      char* to = stage + chunk_place(first_ + i * Tile::kRowStep, chunk_);
+      if constexpr (kPiece > 0) {
+#pragma unroll
+        for (int p = 0; p < kSize / kRun; p++) {
+          const bool valid = row != nullptr && places[p] >= 0;
+          copy_async<kPiece>(to + p * kPiece, valid ? row + places[p] : gemm_.weight,
+                             valid ? kPiece : 0);
+        }
+      } else {
+        T chunk[kSize];
+#pragma unroll
+        for (int e = 0; e < kSize; e++)
+          chunk[e] = row != nullptr && places[e] >= 0 ? row[places[e]] : from_float<T>(0.f);
+        *reinterpret_cast<uint4*>(to) = pack(chunk);
       }
-      *reinterpret_cast<uint4*>(to) = pack(chunk);
     }
   }
   __device__ static uint4 pack(const T (&chunk)[kSize]) {
