@@ -21,7 +21,7 @@ def _rows(x):
 
 def _map(rows, samples, height, width):
     """View rows (N * H * W, C) as a channels-last map."""
-    return rows.view(samples, height, width, -1).permute(0, 3, 1, 2)
+    return rows.view(samples, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def _strided(size, stride):

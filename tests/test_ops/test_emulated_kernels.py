@@ -14,9 +14,9 @@ from .emulation import TYPES, guarded, is_intact
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 NAN = float('nan')
-FEW = settings(max_examples=25, deadline=None,
-               suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
-                                      HealthCheck.data_too_large])
+MANY = settings(max_examples=100, deadline=None,
+                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow,
+                                       HealthCheck.data_too_large])
 DTYPES = pytest.mark.parametrize('dtype', TYPES, ids=str)
 
 
@@ -34,7 +34,7 @@ def random(*shape, dtype, scale=1.0):
 
 def as_map(rows, n, height, width):
     """Rows (N * H * W, C) as a channels-last map in float64."""
-    return rows.double().view(n, height, width, -1).permute(0, 3, 1, 2)
+    return rows.double().view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def as_rows(x):
@@ -80,7 +80,7 @@ class Channels:
         return rows if self.mask is None else rows.masked_fill(~self.mask[samples], NAN)
 
 
-@FEW
+@MANY
 @given(st.data())
 def test_conv1x1_positions(device, data):
     dtype, n = drawn(data, *TYPES), drawn(data, 0, 1, 2, 3)
@@ -115,7 +115,7 @@ def test_conv1x1_positions(device, data):
     assert device.bank_conflicts == 0
 
 
-@FEW
+@MANY
 @given(st.data())
 def test_conv3x3_patches(device, data):
     dtype, n = drawn(data, *TYPES), drawn(data, 1, 2, 3)
@@ -156,7 +156,7 @@ def test_conv3x3_patches(device, data):
     assert device.bank_conflicts == 0
 
 
-@FEW
+@MANY
 @given(st.data())
 def test_conv1x1_add_patches(device, data):
     dtype, n = drawn(data, *TYPES), drawn(data, 1, 2, 3)
@@ -187,7 +187,7 @@ def test_conv1x1_add_patches(device, data):
     assert is_intact(out) and device.bank_conflicts == 0
 
 
-@FEW
+@MANY
 @given(st.data())
 def test_maskers(device, data):
     dtype, n = drawn(data, *TYPES), drawn(data, 0, 1, 3)
@@ -254,7 +254,7 @@ def test_tf32_is_as_exact_as_its_ten_bits(device):
     assert errors[0] < 1e-5 < errors[1] < 3e-3
 
 
-@FEW
+@MANY
 @given(st.data())
 def test_excitation(device, data):
     dtype, n, s = drawn(data, *TYPES), drawn(data, 1, 3), drawn(data, 1, 3, 64)
@@ -281,7 +281,7 @@ def test_excitation(device, data):
     assert is_intact(actual)
 
 
-@FEW
+@MANY
 @given(st.data())
 def test_listing(device, data):
     rows, units = drawn(data, 0, 1, 3), drawn(data, 0, 1, 15, 16, 48, 400, 20000, 40000)
