@@ -34,4 +34,4 @@ cuda-check:
 # The caching allocator would hide reads beyond a tensor.
 cuda-sanitize: env
 	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 1 \
-	    .venv/bin/python -m pytest tests/test_ops/test_cuda.py -k "not graph"
+	    .venv/bin/python -m pytest tests/test_ops/test_devices.py -k "cuda"

@@ -138,7 +138,7 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
     samples = samples.expand(-1, area).flatten()
     if channel_index is not None:
         mask = channel_mask(channel_index, channel_count, group_size)
-        owners = torch.arange(len(y), device=y.device).repeat_interleave(y[0, 0].numel())
+        owners = torch.arange(len(y), device=y.device).repeat_interleave(y.shape[2] * y.shape[3])
         y = _map(from_compact(_rows(y), owners, mask), len(y), *y.shape[-2:])
     rows = F.conv2d(_windows(y, index[:int(count)].long(), size, granularity, stride, dilation),
                     weight, bias, stride, 0, dilation, groups)
