@@ -14,7 +14,7 @@ constexpr int kOwnPositions = 4;  // of a thread at a time: loads that are under
 // `lanes` threads, a power of two up to 32, share a position; kOwnPositions of them follow
 // each other.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     logits_kernel(const T* x, const float* weight, int64_t positions, int32_t channels,
                   int32_t lanes, bool vector, float* logits) {
   constexpr int kSize = kChunkSize<T>;
