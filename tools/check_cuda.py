@@ -41,8 +41,8 @@ def readable(names):
     if shutil.which('c++filt') is None:
         return names
     done = subprocess.run(['c++filt', *names], capture_output=True, text=True, check=True)
-    return [re.sub(r'\(.*\)$', '', n.replace('laud::cuda::', '').replace('(anonymous namespace)::', '')
-                   .removeprefix('void ')) for n in done.stdout.splitlines()]
+    noise = re.compile(r'^void |laud::cuda::|\(anonymous namespace\)::')
+    return [re.sub(r'\(.*\)$', '', noise.sub('', name)) for name in done.stdout.splitlines()]
 
 
 def main(argv=None):

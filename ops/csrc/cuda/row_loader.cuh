@@ -54,8 +54,8 @@ class RowLoader {
     for (int i = 0; i < kOwnRows; i++) {
       const Row row = tables.rows[first_ + i * Tile::kRowStep];
       taps_[i] = row.taps;
-      rows_[i] = static_cast<const T*>(gemm.in) + int64_t{row.in < 0 ? 0 : row.in} * gemm.in_columns +
-                 range.group * gemm.depth;
+      const int64_t in = row.in < 0 ? 0 : row.in;
+      rows_[i] = static_cast<const T*>(gemm.in) + in * gemm.in_columns + range.group * gemm.depth;
     }
 #pragma unroll
     for (int i = 0; i < kOwnColumns; i++) {
