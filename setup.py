@@ -1,12 +1,15 @@
 """Packaging of laud_mm. The top-level `ops/` is installed as `laud_mm.ops`, through a link."""
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
+# What CUDA kernels are built for where no GPU is found; later ones run the last one's PTX.
+DEFAULT_ARCHITECTURES = '8.0;9.0;12.0+PTX'
 # What the OpenMMLab tools look for inside an installed package.
 MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools', 'model-index.yml': 'model-index.yml'}
 
@@ -43,40 +46,55 @@ class BuildWithMim(build_py):
                 shutil.copy(source, target)
 
 
+def cuda_toolkit():
+    """The folder of the CUDA toolkit, or None."""
+    from torch.utils.cpp_extension import CUDA_HOME
+    home, nvcc = CUDA_HOME, shutil.which('nvcc')
+    if nvcc and not Path(home or '', 'include', 'cuda_runtime_api.h').exists():
+        # The nvcc found first may be a script in a folder of its own: ask it.
+        dry_run = subprocess.run([nvcc, '--dryrun', '-E', '-x', 'cu', os.devnull],
+                                 capture_output=True, text=True).stderr
+        tops = [line.split('TOP=', 1)[1] for line in dry_run.splitlines() if 'TOP=' in line]
+        home = os.path.realpath(tops[0].strip()) if tops else home
+    return home
+
+
 def extension():
     """Arguments of `setup` that build the compiled operations; none where torch is missing.
 
     CUDA kernels are built where a GPU is found or FORCE_CUDA=1 asks for them, for
-    the architectures of TORCH_CUDA_ARCH_LIST; LAUD_MM_WITH_OPS=0 builds nothing.
+    the architectures of TORCH_CUDA_ARCH_LIST (default: the GPU's, or common ones
+    where there is none); LAUD_MM_WITH_OPS=0 builds nothing.
     """
     if os.environ.get('LAUD_MM_WITH_OPS', '1') == '0':
         return {}
     try:
         import torch
-        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, \
-            CUDAExtension
+        from torch.utils import cpp_extension
     except ImportError:
         print('laud_mm: torch cannot be imported here, so its operations are not compiled; '
               'install with --no-build-isolation to build them')
         return {}
     wanted = os.environ.get('FORCE_CUDA', '0') == '1'
-    if wanted and CUDA_HOME is None:
+    toolkit = cuda_toolkit() if wanted or torch.cuda.is_available() else None
+    if wanted and toolkit is None:
         raise SystemExit('FORCE_CUDA must be 0 where no CUDA toolkit (nvcc) is found, got 1')
-    cuda = (CUDA_HOME is not None and (wanted or torch.cuda.is_available())
-            and any((ROOT / 'ops' / 'csrc' / 'cuda').glob('*.cu')))
     sources = [str(p.relative_to(ROOT)) for folder in ('', 'common', 'cpu')
                for p in sorted((ROOT / 'ops' / 'csrc' / folder).glob('*.cpp'))]
     # torch's parallel_for is serial in an extension compiled without OpenMP.
-    flags, kind = dict(cxx=['-O3', '-g0', '-std=c++17', '-fopenmp']), CppExtension
-    if cuda:
+    flags, kind = dict(cxx=['-O3', '-g0', '-std=c++17', '-fopenmp']), cpp_extension.CppExtension
+    if toolkit:
         sources += [str(p.relative_to(ROOT)) for suffix in ('cpp', 'cu')
                     for p in sorted((ROOT / 'ops' / 'csrc' / 'cuda').glob(f'*.{suffix}'))]
         flags['cxx'].append('-DLAUD_WITH_CUDA')
         flags['nvcc'] = ['-O3', '-std=c++17', '--threads=2']
-        kind = CUDAExtension
+        kind = cpp_extension.CUDAExtension
+        cpp_extension.CUDA_HOME = toolkit
+        if not torch.cuda.is_available():
+            os.environ.setdefault('TORCH_CUDA_ARCH_LIST', DEFAULT_ARCHITECTURES)
     return dict(ext_modules=[kind('laud_mm.ops._C', sources, extra_compile_args=flags,
                              extra_link_args=['-fopenmp'])],
-                cmdclass=dict(build_py=BuildWithMim, build_ext=BuildExtension))
+                cmdclass=dict(build_py=BuildWithMim, build_ext=cpp_extension.BuildExtension))
 
 
 setup(

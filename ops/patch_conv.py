@@ -21,7 +21,7 @@ def _rows(x):
 
 def _map(rows, samples, height, width):
     """View rows (N * H * W, C) as a channels-last map."""
-    return rows.view(samples, height, width, -1).permute(0, 3, 1, 2)
+    return rows.view(samples, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def _strided(size, stride):
@@ -155,7 +155,7 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
     samples = samples.expand(-1, area).flatten()
     if channel_index is not None:
         mask = channel_mask(channel_index, channel_count, group_size)
-        owners = torch.arange(len(y), device=y.device).repeat_interleave(y[0, 0].numel())
+        owners = torch.arange(len(y), device=y.device).repeat_interleave(y.shape[2] * y.shape[3])
         y = _map(from_compact(_rows(y), owners, mask), len(y), *y.shape[-2:])
     rows = F.conv2d(_windows(y, index[:int(count)].long(), size, granularity, stride, dilation),
                     weight, bias, stride, 0, dilation, groups)

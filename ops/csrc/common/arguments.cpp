@@ -1,6 +1,6 @@
 #include "arguments.h"
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
 
 namespace laud {
 
@@ -15,13 +15,18 @@ void check_same(const char* name, const Tensor& tensor, const Tensor& like) {
               " like the map, got ", tensor.scalar_type());
 }
 
-void check_map(const char* name, const Tensor& map) {
-  TORCH_CHECK(map.dim() == 4, name, " must be a map (N, C, H, W), got shape ", map.sizes());
-  const auto type = map.scalar_type();
+void check_floating(const char* name, const Tensor& tensor) {
+  const auto type = tensor.scalar_type();
   const bool known = type == at::kFloat || type == at::kHalf || type == at::kBFloat16 ||
-                     (type == at::kDouble && map.is_cpu());
+                     (type == at::kDouble && tensor.is_cpu());
   TORCH_CHECK(known, name, " must be float32, float16 or bfloat16 (float64 on the CPU only), got ",
-              type, " on ", map.device());
+              type, " on ", tensor.device());
+}
+
+void check_map(const char* name, const Tensor& map) {
+  TORCH_CHECK(map.dim() == 4 && map.size(2) >= 1 && map.size(3) >= 1, name,
+              " must be a map (N, C, H, W) of one position or more, got shape ", map.sizes());
+  check_floating(name, map);
   TORCH_CHECK(map.is_contiguous(at::MemoryFormat::ChannelsLast), name,
               " must be channels-last, got strides ", map.strides(), " of shape ", map.sizes());
 }

@@ -21,6 +21,8 @@ struct Channels {
 
 void check_device(const char* name, const Tensor& tensor, const Tensor& like);
 void check_same(const char* name, const Tensor& tensor, const Tensor& like);
+// A type that kernels compute in.
+void check_floating(const char* name, const Tensor& tensor);
 void check_map(const char* name, const Tensor& map);
 void check_shape(const char* name, const Tensor& tensor, at::IntArrayRef shape);
 void check_positive(const char* name, int64_t value);

@@ -175,22 +175,14 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const Opt
                          const Tensor& weight, const Tensor& bias, int64_t stride, bool relu,
                          const OptionalTensor& channel_index, const OptionalTensor& channel_count,
                          int64_t group_size, const OptionalTensor& packed) {
-  check_map("x", x);
-  check_positive("stride", stride);
-  check_conv(x, weight, bias, 1, x.size(1), 1);
-  const MapSize size = size_of(x).strided(stride);
-  TORCH_CHECK(index.has_value() == count.has_value(), "index and count must be given together");
-  if (index) check_device("index", *index, x);
-  const int64_t listed =
-      index ? check_units(*index, *count, size.positions()) : size.positions();
-  const auto channels = check_channels(channel_index, channel_count, group_size, x.size(0),
-                                       weight.size(0), x);
+  const auto call = check_positions(
+      x, index, count, weight, bias, stride, channel_index, channel_count, group_size);
   const auto type = compute_type(x);
   const Tensor from = x.to(type);
-  Tensor y = empty_map(from, size, weight.size(0));
+  Tensor y = empty_map(from, call.out, weight.size(0));
   AT_DISPATCH_FLOATING_TYPES(type, "conv1x1_positions", [&] {
-    const Weights<scalar_t> weights(weight, bias, 1, channels.given(), packed);
-    conv1x1_positions_as(from, index, listed, weights, stride, relu, channels, y);
+    const Weights<scalar_t> weights(weight, bias, 1, call.channels.given(), packed);
+    conv1x1_positions_as(from, index, call.listed, weights, stride, relu, call.channels, y);
   });
   return y.to(x.scalar_type());
 }
@@ -200,31 +192,23 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
                        int64_t stride, int64_t dilation, int64_t groups,
                        const OptionalTensor& channel_index, const OptionalTensor& channel_count,
                        int64_t group_size, const OptionalTensor& packed, bool winograd) {
-  check_map("y", y);
-  check_positive("granularity", granularity);
-  check_positive("stride", stride);
-  check_positive("dilation", dilation);
-  check_conv(y, weight, bias, 3, y.size(1), groups);
-  const auto grid = PatchGrid::of(size_of(y).strided(stride), granularity);
-  check_device("index", index, y);
-  const int64_t listed = check_units(index, count, grid.patches());
-  const auto channels = check_channels(channel_index, channel_count, group_size, y.size(0),
-                                       y.size(1), y);
-  TORCH_CHECK(!channels.given() || (groups == 1 && weight.size(0) == y.size(1)),
-              "channel_index needs groups = 1 and as many outputs as inputs, got groups ", groups,
-              " and weight of shape ", weight.sizes());
-  TORCH_CHECK(!winograd || (stride == 1 && dilation == 1 && groups == 1 && !channels.given() &&
-                            packed),
+  const auto call =
+      check_patches(y, index, count, weight, bias, granularity, stride, dilation, groups,
+                    channel_index, channel_count, group_size);
+  TORCH_CHECK(!winograd || (stride == 1 && dilation == 1 && groups == 1 && packed &&
+                            !call.channels.given()),
               "winograd needs packed weights, stride, dilation and groups of 1 and all channels, "
               "got stride ", stride, ", dilation ", dilation, ", groups ", groups,
-              packed ? "" : ", no packed", channels.given() ? ", channel_index" : "");
+              packed ? "" : ", no packed", call.channels.given() ? ", channel_index" : "");
   const auto type = compute_type(y);
   const Tensor from = y.to(type);
-  Tensor rows = at::empty({index.numel(), grid.area(), weight.size(0)}, from.options());
+  Tensor rows = at::empty({index.numel(), call.grid.area(), weight.size(0)}, from.options());
   AT_DISPATCH_FLOATING_TYPES(type, "conv3x3_patches", [&] {
-    if (winograd) return winograd_patches_as<scalar_t>(from, index, listed, grid, *packed, rows);
-    const Weights<scalar_t> weights(weight, bias, groups, channels.given(), packed);
-    conv3x3_patches_as(from, index, listed, grid, {stride, dilation}, weights, channels, rows);
+    if (winograd)
+      return winograd_patches_as<scalar_t>(from, index, call.listed, call.grid, *packed, rows);
+    const Weights<scalar_t> weights(weight, bias, groups, call.channels.given(), packed);
+    conv3x3_patches_as(from, index, call.listed, call.grid, {stride, dilation}, weights,
+                       call.channels, rows);
   });
   return rows.to(y.scalar_type());
 }
@@ -235,30 +219,16 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
                           const OptionalTensor& channel_index,
                           const OptionalTensor& channel_count, int64_t group_size,
                           const OptionalTensor& packed) {
-  check_map("out", out);
-  check_map("identity", identity);
-  check_same("identity", identity, out);
-  check_shape("identity", identity, out.sizes());
-  check_positive("granularity", granularity);
-  const auto grid = PatchGrid::of(size_of(out), granularity);
-  check_same("rows", rows, out);
-  TORCH_CHECK(rows.dim() == 3 && rows.is_contiguous(), "rows must be contiguous (P, ",
-              grid.area(), ", C), got shape ", rows.sizes());
-  check_shape("rows", rows, {index.numel(), grid.area(), rows.size(2)});
-  check_conv(rows, weight, bias, 1, rows.size(2), 1);
-  TORCH_CHECK(weight.size(0) == out.size(1), "weight must have ", out.size(1),
-              " outputs like out has channels, got ", weight.size(0));
-  check_device("index", index, out);
-  const int64_t listed = check_units(index, count, grid.patches());
-  const auto channels = check_channels(channel_index, channel_count, group_size, out.size(0),
-                                       rows.size(2), out);
+  const auto call =
+      check_add_patches(out, identity, rows, index, count, weight, bias, granularity,
+                        channel_index, channel_count, group_size);
   const auto type = compute_type(out);
   const bool same = type == out.scalar_type();
   const Tensor from = rows.to(type), base = identity.to(type);
   Tensor to = out.to(type);
   AT_DISPATCH_FLOATING_TYPES(type, "conv1x1_add_patches_", [&] {
     const Weights<scalar_t> weights(weight, bias, 1, false, packed);
-    conv1x1_add_patches_as(to, base, from, index, listed, grid, weights, channels);
+    conv1x1_add_patches_as(to, base, from, index, call.listed, call.grid, weights, call.channels);
   });
   if (!same) out.copy_(to);
 }

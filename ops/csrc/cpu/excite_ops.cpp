@@ -69,31 +69,9 @@ void excite_as(Tensor& rows, const int32_t* patches, int64_t listed, const Patch
 void excite_patches_(Tensor& rows, const Tensor& index, const Tensor& count, int64_t height,
                      int64_t width, int64_t granularity, const Tensor& weight1,
                      const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
-  check_positive("height", height);
-  check_positive("width", width);
-  check_positive("granularity", granularity);
-  TORCH_CHECK(rows.dim() == 3 && rows.is_contiguous(),
-              "rows must be contiguous (P, S * S, C), got shape ", rows.sizes());
-  // Samples are not known here: as many as the list has room for.
-  const auto one = PatchGrid::of({1, height, width}, granularity);
-  TORCH_CHECK(index.dim() == 1 && index.numel() % one.patches() == 0,
-              "index must list whole samples of ", one.patches(), " patches, got shape ",
-              index.sizes());
-  const auto grid =
-      PatchGrid::of({index.numel() / one.patches(), height, width}, granularity);
-  const int64_t channels = rows.size(2);
-  check_shape("rows", rows, {index.numel(), grid.area(), channels});
-  TORCH_CHECK(weight1.dim() == 2, "weight1 must be (hidden, C), got shape ", weight1.sizes());
-  const int64_t hidden = weight1.size(0);
-  check_shape("weight1", weight1, {hidden, channels});
-  check_shape("bias1", bias1, {hidden});
-  check_shape("weight2", weight2, {channels, hidden});
-  check_shape("bias2", bias2, {channels});
-  for (const auto& [name, tensor] : {std::pair{"weight1", weight1}, {"bias1", bias1},
-                                     {"weight2", weight2}, {"bias2", bias2}})
-    check_same(name, tensor, rows);
-  check_device("index", index, rows);
-  const int64_t listed = check_units(index, count, grid.patches());
+  const auto call = check_excite(rows, index, count, height, width, granularity, weight1, bias1,
+                                 weight2, bias2);
+  const int64_t channels = rows.size(2), hidden = weight1.size(0);
   const auto type = compute_type(rows);
   const bool same = type == rows.scalar_type();
   Tensor wide = rows.to(type);
@@ -103,7 +81,7 @@ void excite_patches_(Tensor& rows, const Tensor& index, const Tensor& count, int
     const Excitation<scalar_t> excitation{
         parts[0].const_data_ptr<scalar_t>(), parts[1].const_data_ptr<scalar_t>(),
         parts[2].const_data_ptr<scalar_t>(), parts[3].const_data_ptr<scalar_t>(), hidden, channels};
-    excite_as(wide, index.const_data_ptr<int32_t>(), listed, grid, excitation);
+    excite_as(wide, index.const_data_ptr<int32_t>(), call.listed, call.grid, excitation);
   });
   if (!same) rows.copy_(wide);
 }

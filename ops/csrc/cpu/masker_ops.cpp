@@ -38,18 +38,8 @@ void patch_mask_as(const Tensor& x, const Tensor& weight, const Tensor& bias,
   threshold(logits, *bias.const_data_ptr<T>(), grid, mask);
 }
 
-void check_masker(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window) {
-  check_map("x", x);
-  check_positive("window", window);
-  check_device("mask weight", weight, x);
-  check_device("mask bias", bias, x);
-  check_shape("mask weight", weight, {x.size(1)});
-  check_shape("mask bias", bias, {1});
-}
-
 Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window) {
-  check_masker(x, weight, bias, window);
-  const auto grid = PatchGrid::of(size_of(x), window);
+  const auto grid = check_masker(x, weight, bias, window);
   const auto type = compute_type(x);
   Tensor mask = at::empty({x.size(0), grid.rows(), grid.columns()}, x.options().dtype(at::kBool));
   const Tensor from = x.to(type), w = weight.to(type).contiguous(), b = bias.to(type);
@@ -118,9 +108,8 @@ std::tuple<Tensor, Tensor> masker_conv1x1(const Tensor& x, const Tensor& weight,
                                           const Tensor& bias, const Tensor& mask_weight,
                                           const Tensor& mask_bias, int64_t window,
                                           const OptionalTensor& packed) {
-  check_masker(x, mask_weight, mask_bias, window);
+  const auto grid = check_masker(x, mask_weight, mask_bias, window);
   check_conv(x, weight, bias, 1, x.size(1), 1);
-  const auto grid = PatchGrid::of(size_of(x), window);
   const auto type = compute_type(x);
   Tensor mask = at::empty({x.size(0), grid.rows(), grid.columns()}, x.options().dtype(at::kBool));
   const Tensor from = x.to(type), w = mask_weight.to(type).contiguous(), b = mask_bias.to(type);

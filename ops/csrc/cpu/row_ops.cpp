@@ -7,7 +7,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../common/arguments.h"
+#include "../common/calls.h"
 
 namespace laud {
 namespace {
@@ -15,10 +15,7 @@ namespace {
 // Copies listed slices of the first dimension; `to` and `from` index the list or the slices.
 Tensor gather_rows(const char* what, const Tensor& x, const Tensor& index, int64_t limit,
                    int64_t size) {
-  TORCH_CHECK(index.scalar_type() == at::kLong && index.dim() == 1, what,
-              " must be a vector of int64, got ", index.scalar_type(), " of shape ",
-              index.sizes());
-  check_device(what, index, x);
+  check_row_list(what, index, x);
   const int64_t listed = index.numel(), bytes = size * x.element_size();
   const Tensor indices = index.contiguous();
   const int64_t* at = indices.const_data_ptr<int64_t>();
@@ -55,10 +52,6 @@ void add_rows(T* out, const T* base, const T* rows, const int64_t* index, int64_
 
 void add_listed_rows(const char* what, Tensor& out, const Tensor& base, const Tensor& rows,
                      const Tensor& index, int64_t limit, int64_t size, bool relu) {
-  TORCH_CHECK(index.scalar_type() == at::kLong && index.dim() == 1, what,
-              " must be a vector of int64, got ", index.scalar_type(), " of shape ",
-              index.sizes());
-  check_device(what, index, out);
   const Tensor indices = index.contiguous();
   const int64_t* at = indices.const_data_ptr<int64_t>();
   std::vector<bool> seen(limit, false);
@@ -84,21 +77,9 @@ Tensor gather_samples(const Tensor& x, const Tensor& samples) {
 
 void add_relu_samples_(Tensor& out, const Tensor& identity, const Tensor& samples,
                        const Tensor& residual) {
-  check_map("out", out);
-  check_map("identity", identity);
-  check_map("residual", residual);
-  check_same("identity", identity, out);
-  check_same("residual", residual, out);
-  check_shape("identity", identity, out.sizes());
-  check_shape("residual", residual, {samples.numel(), out.size(1), out.size(2), out.size(3)});
+  check_add_samples(out, identity, samples, residual);
   add_listed_rows("samples", out, identity, residual, samples, out.size(0),
                   out.size(1) * out.size(2) * out.size(3), true);
-}
-
-void check_tokens(const char* name, const Tensor& tokens) {
-  TORCH_CHECK(tokens.dim() == 3 && tokens.is_contiguous() && tokens.is_floating_point(), name,
-              " must be contiguous floating (N, T, C), got ", tokens.scalar_type(), " of shape ",
-              tokens.sizes());
 }
 
 Tensor gather_tokens(const Tensor& x, const Tensor& index) {
@@ -107,9 +88,7 @@ Tensor gather_tokens(const Tensor& x, const Tensor& index) {
 }
 
 void scatter_add_tokens_(Tensor& out, const Tensor& index, const Tensor& rows) {
-  check_tokens("out", out);
-  check_same("rows", rows, out);
-  check_shape("rows", rows, {index.numel(), out.size(2)});
+  check_add_tokens(out, index, rows);
   const Tensor values = rows.contiguous();
   add_listed_rows("index", out, out, values, index, out.size(0) * out.size(1), out.size(2), false);
 }

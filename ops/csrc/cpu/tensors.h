@@ -2,7 +2,7 @@
 #pragma once
 #include <ATen/Functions.h>
 
-#include "../common/arguments.h"
+#include "../common/calls.h"
 #include "winograd.h"
 
 namespace laud {

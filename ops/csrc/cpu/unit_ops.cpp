@@ -4,18 +4,15 @@
 
 #include <vector>
 
-#include "../common/arguments.h"
+#include "../common/calls.h"
 
 namespace laud {
 namespace {
 
 std::tuple<Tensor, Tensor> compact(const Tensor& mask) {
-  TORCH_CHECK(mask.dim() == 2 && mask.scalar_type() == at::kBool,
-              "mask must be bool (rows, units), got ", mask.scalar_type(), " of shape ",
-              mask.sizes());
+  check_compact(mask);
   const Tensor flags = mask.contiguous();
   const int64_t rows = mask.size(0), units = mask.size(1);
-  TORCH_CHECK(units <= INT32_MAX, "mask must have at most 2^31 - 1 units a row, got ", units);
   Tensor index = at::empty({rows, units}, mask.options().dtype(at::kInt));
   Tensor count = at::empty({rows}, mask.options().dtype(at::kInt));
   const bool* on = flags.const_data_ptr<bool>();
@@ -35,16 +32,9 @@ std::tuple<Tensor, Tensor> compact(const Tensor& mask) {
 std::tuple<Tensor, Tensor> halo_positions(const Tensor& index, const Tensor& count, int64_t samples,
                                           int64_t height, int64_t width, int64_t granularity,
                                           int64_t stride, int64_t dilation) {
-  for (const auto& [name, value] :
-       {std::pair{"height", height}, {"width", width}, {"granularity", granularity},
-        {"stride", stride}, {"dilation", dilation}})
-    check_positive(name, value);
-  const MapSize in{samples, height, width};
-  TORCH_CHECK(in.positions() <= INT32_MAX, "the map must have at most 2^31 - 1 positions, got ",
-              in.positions());
-  const auto grid = PatchGrid::of(in.strided(stride), granularity);
+  const auto [in, grid, listed] =
+      check_halo(index, count, samples, height, width, granularity, stride, dilation);
   const Window window{stride, dilation};
-  const int64_t listed = check_units(index, count, grid.patches());
   const int32_t* patches = index.const_data_ptr<int32_t>();
   std::vector<uint8_t> needed(in.positions(), 0);
   for (int64_t p = 0; p < listed; p++) {

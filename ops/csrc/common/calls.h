@@ -1,0 +1,71 @@
+// The arguments of each operation, checked, and the geometry that follows from them.
+//
+// Lists stay on the device: their values are checked on the CPU only (`listed` is -1
+// elsewhere), and CUDA kernels pass over entries that do not exist.
+#pragma once
+#include "arguments.h"
+
+namespace laud {
+
+struct PositionsCall {
+  MapSize out;
+  int64_t listed;
+  Channels channels;
+};
+
+// Of conv1x1_positions.
+PositionsCall check_positions(const Tensor& x, const OptionalTensor& index,
+                              const OptionalTensor& count, const Tensor& weight,
+                              const Tensor& bias, int64_t stride,
+                              const OptionalTensor& channel_index,
+                              const OptionalTensor& channel_count, int64_t group_size);
+
+struct PatchesCall {
+  PatchGrid grid;
+  int64_t listed;
+  Channels channels;
+};
+
+// Of conv3x3_patches.
+PatchesCall check_patches(const Tensor& y, const Tensor& index, const Tensor& count,
+                          const Tensor& weight, const Tensor& bias, int64_t granularity,
+                          int64_t stride, int64_t dilation, int64_t groups,
+                          const OptionalTensor& channel_index,
+                          const OptionalTensor& channel_count, int64_t group_size);
+
+// Of conv1x1_add_patches_.
+PatchesCall check_add_patches(const Tensor& out, const Tensor& identity, const Tensor& rows,
+                              const Tensor& index, const Tensor& count, const Tensor& weight,
+                              const Tensor& bias, int64_t granularity,
+                              const OptionalTensor& channel_index,
+                              const OptionalTensor& channel_count, int64_t group_size);
+
+// Of excite_patches_.
+PatchesCall check_excite(const Tensor& rows, const Tensor& index, const Tensor& count,
+                         int64_t height, int64_t width, int64_t granularity,
+                         const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
+                         const Tensor& bias2);
+
+// Of maskers: the windows that are averaged.
+PatchGrid check_masker(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window);
+
+void check_compact(const Tensor& mask);
+
+struct HaloCall {
+  MapSize in;
+  PatchGrid grid;
+  int64_t listed;
+};
+
+HaloCall check_halo(const Tensor& index, const Tensor& count, int64_t samples, int64_t height,
+                    int64_t width, int64_t granularity, int64_t stride, int64_t dilation);
+
+// A list of rows to copy or add; `what` is its argument's name.
+void check_row_list(const char* what, const Tensor& index, const Tensor& like);
+
+void check_add_samples(const Tensor& out, const Tensor& identity, const Tensor& samples,
+                       const Tensor& residual);
+void check_tokens(const char* name, const Tensor& tokens);
+void check_add_tokens(const Tensor& out, const Tensor& index, const Tensor& rows);
+
+}  // namespace laud

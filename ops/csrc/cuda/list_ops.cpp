@@ -1,0 +1,102 @@
+// Listing units, copying and adding listed rows (CUDA).
+//
+// Rows that do not exist are zeros where they are copied and are passed over where they are
+// added to, since looking at the indices here would wait for the device.
+#include <torch/library.h>
+
+#include "row_copies.h"
+#include "tensors.h"
+#include "units.h"
+
+namespace laud::cuda {
+namespace {
+
+std::tuple<Tensor, Tensor> list_flags(const Tensor& flags, int64_t rows, int64_t units) {
+  const auto options = flags.options().dtype(at::kInt);
+  Tensor index = at::empty({rows, units}, options), count = at::empty({rows}, options);
+  C10_CUDA_CHECK(launch_compact(static_cast<const uint8_t*>(flags.const_data_ptr()), rows, units,
+                                index.mutable_data_ptr<int32_t>(),
+                                count.mutable_data_ptr<int32_t>(), launch_on_current()));
+  return {index, count};
+}
+
+std::tuple<Tensor, Tensor> compact(const Tensor& mask) {
+  check_compact(mask);
+  const c10::cuda::CUDAGuard guard(mask.device());
+  return list_flags(mask.contiguous(), mask.size(0), mask.size(1));
+}
+
+std::tuple<Tensor, Tensor> halo_positions(const Tensor& index, const Tensor& count,
+                                          int64_t samples, int64_t height, int64_t width,
+                                          int64_t granularity, int64_t stride, int64_t dilation) {
+  const auto call =
+      check_halo(index, count, samples, height, width, granularity, stride, dilation);
+  const c10::cuda::CUDAGuard guard(index.device());
+  Tensor flags = at::empty({call.in.positions()}, index.options().dtype(at::kByte));
+  C10_CUDA_CHECK(launch_halo_flags(index.const_data_ptr<int32_t>(),
+                                   count.const_data_ptr<int32_t>(), index.numel(), call.grid,
+                                   call.in, {stride, dilation}, flags.mutable_data_ptr<uint8_t>(),
+                                   launch_on_current()));
+  const auto [positions, found] = list_flags(flags, 1, flags.numel());
+  return {positions[0], found};
+}
+
+Tensor gather_rows(const Tensor& x, const Tensor& index, int64_t limit, int64_t size) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Tensor indices = index.contiguous();
+  Tensor to = at::empty({index.numel(), size},
+                        x.options().memory_format(at::MemoryFormat::Contiguous));
+  C10_CUDA_CHECK(launch_gather_rows(
+      type_of(x), {indices.const_data_ptr<int64_t>(), index.numel(), limit, size},
+      x.const_data_ptr(), to.mutable_data_ptr(), launch_on_current()));
+  return to;
+}
+
+void add_rows(Tensor& out, const Tensor& base, const Tensor& rows, const Tensor& index,
+              int64_t limit, int64_t size, bool relu) {
+  const c10::cuda::CUDAGuard guard(out.device());
+  const Tensor indices = index.contiguous();
+  C10_CUDA_CHECK(launch_add_rows(
+      type_of(out), {indices.const_data_ptr<int64_t>(), index.numel(), limit, size},
+      base.const_data_ptr(), rows.const_data_ptr(), out.mutable_data_ptr(), relu,
+      launch_on_current()));
+}
+
+Tensor gather_samples(const Tensor& x, const Tensor& samples) {
+  check_map("x", x);
+  check_row_list("samples", samples, x);
+  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
+  return gather_rows(x, samples, x.size(0), c * h * w)
+      .view({samples.numel(), h, w, c})
+      .permute({0, 3, 1, 2});
+}
+
+void add_relu_samples_(Tensor& out, const Tensor& identity, const Tensor& samples,
+                       const Tensor& residual) {
+  check_add_samples(out, identity, samples, residual);
+  add_rows(out, identity, residual, samples, out.size(0),
+           out.size(1) * out.size(2) * out.size(3), true);
+}
+
+Tensor gather_tokens(const Tensor& x, const Tensor& index) {
+  check_tokens("x", x);
+  check_row_list("index", index, x);
+  return gather_rows(x, index, x.size(0) * x.size(1), x.size(2));
+}
+
+void scatter_add_tokens_(Tensor& out, const Tensor& index, const Tensor& rows) {
+  check_add_tokens(out, index, rows);
+  add_rows(out, out, rows.contiguous(), index, out.size(0) * out.size(1), out.size(2), false);
+}
+
+TORCH_LIBRARY_IMPL(laud_mm, CUDA, m) {
+  m.impl("compact", compact);
+  m.impl("halo_positions", halo_positions);
+  m.impl("gather_samples", gather_samples);
+  m.impl("add_relu_samples_", add_relu_samples_);
+  m.impl("gather_tokens", gather_tokens);
+  m.impl("scatter_add_tokens_", scatter_add_tokens_);
+}
+
+}  // namespace
+}  // namespace laud::cuda

@@ -1,0 +1,74 @@
+// Averages that maskers and excitation decide on (CUDA).
+#include <torch/library.h>
+
+#include "excite.h"
+#include "maskers.h"
+#include "tensors.h"
+
+namespace laud::cuda {
+namespace {
+
+Map map_of(const Tensor& x) {
+  return {type_of(x), x.const_data_ptr(), size_of(x), x.size(1)};
+}
+
+Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window) {
+  const auto windows = check_masker(x, weight, bias, window);
+  check_fits(windows, windows.map);
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Tensor w = as_float(weight), b = as_float(bias);
+  Tensor mask = at::empty({x.size(0), windows.rows(), windows.columns()},
+                          x.options().dtype(at::kBool));
+  Tensor logits = at::empty({windows.map.positions()}, x.options().dtype(at::kFloat));
+  const Launch on = launch_on_current();
+  C10_CUDA_CHECK(launch_logits(map_of(x), w.const_data_ptr<float>(),
+                               logits.mutable_data_ptr<float>(), on));
+  C10_CUDA_CHECK(launch_threshold(logits.const_data_ptr<float>(), b.const_data_ptr<float>(),
+                                  windows, mask.mutable_data_ptr<bool>(), on));
+  return mask;
+}
+
+Tensor position_means(const Tensor& x) {
+  check_map("x", x);
+  check_fits(PatchGrid::of(size_of(x), 1), size_of(x));
+  const c10::cuda::CUDAGuard guard(x.device());
+  Tensor means = at::empty({x.size(0), x.size(1)}, x.options().dtype(at::kFloat));
+  C10_CUDA_CHECK(launch_position_means(map_of(x), means.mutable_data_ptr<float>(),
+                                       launch_on_current()));
+  return means;
+}
+
+void excite_patches_(Tensor& rows, const Tensor& index, const Tensor& count, int64_t height,
+                     int64_t width, int64_t granularity, const Tensor& weight1,
+                     const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
+  const auto call = check_excite(rows, index, count, height, width, granularity, weight1, bias1,
+                                 weight2, bias2);
+  check_fits(call.grid, call.grid.map);
+  const c10::cuda::CUDAGuard guard(rows.device());
+  const Tensor w1 = weight1.contiguous(), b1 = bias1.contiguous();
+  const Tensor w2 = weight2.contiguous(), b2 = bias2.contiguous();
+  const int64_t channels = rows.size(2), samples = call.grid.map.samples;
+  Tensor scratch = at::empty({2, samples, channels}, rows.options().dtype(at::kFloat));
+  Excitation e;
+  e.type = type_of(rows);
+  e.rows = rows.mutable_data_ptr();
+  e.map = RowMap::of(call.grid, call.grid.map, {1, 1}, 1, index.numel());
+  e.map.index = index.const_data_ptr<int32_t>();
+  e.map.count = count.const_data_ptr<int32_t>();
+  e.channels = int32_t(channels);
+  e.hidden = int32_t(weight1.size(0));
+  e.weight1 = w1.const_data_ptr(), e.bias1 = b1.const_data_ptr();
+  e.weight2 = w2.const_data_ptr(), e.bias2 = b2.const_data_ptr();
+  e.means = scratch.mutable_data_ptr<float>();
+  e.scales = e.means + samples * channels;
+  C10_CUDA_CHECK(launch_excite(e, launch_on_current()));
+}
+
+TORCH_LIBRARY_IMPL(laud_mm, CUDA, m) {
+  m.impl("patch_mask", patch_mask);
+  m.impl("position_means", position_means);
+  m.impl("excite_patches_", excite_patches_);
+}
+
+}  // namespace
+}  // namespace laud::cuda
