@@ -17,6 +17,8 @@ void check_same(const char* name, const Tensor& tensor, const Tensor& like) {
 
 void check_map(const char* name, const Tensor& map) {
   TORCH_CHECK(map.dim() == 4, name, " must be a map (N, C, H, W), got shape ", map.sizes());
+  TORCH_CHECK(map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, name,
+              " must have channels and positions, got shape ", map.sizes());
   const auto type = map.scalar_type();
   const bool known = type == at::kFloat || type == at::kHalf || type == at::kBFloat16 ||
                      (type == at::kDouble && map.is_cpu());
