@@ -182,7 +182,7 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         x = x.contiguous(memory_format=memory)
         compiled = compiled_static(setting, net, memory) if compile_static else None
         timed = time_backbone(net, x, setting.rate, warmup, repeats, compiled, plan is not None)
-        dense = plan and dense_blocks(net, x)
+        dense = plan and dense_blocks(net, x, timed.cost)
         stages = {name: stage_latencies(net, timed.programs[name], device, max(repeats // 3, 3))
                   for name in ('dynamic', 'static')}
 
@@ -207,9 +207,9 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     return row
 
 
-def dense_blocks(net, x):
-    """Names of the blocks that a plan makes dense for what was decided last."""
-    decisions = net.record.decisions
+def dense_blocks(net, x, cost):
+    """Names of the blocks that a plan makes dense for the decisions of an `ActivationCost`."""
+    decisions = dict(zip(cost.names, cost.decisions))
     return [block.shape.name for block, y in block_inputs(net, x)
             if not net.plan.skips(block, y, decisions[block.shape.name])]
 
