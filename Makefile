@@ -2,6 +2,7 @@
 # make coco   train and evaluate all five detectors at small width on the same photographs
 # make digits accuracy against latency on handwritten digits, all paradigms (half an hour)
 # make test   run the tests
+# make asan   run the operations' tests on CPU kernels built with AddressSanitizer
 # make cuda-check     compile the CUDA kernels for all architectures; needs nvcc, no GPU
 # make cuda-sanitize  run the GPU tests of the operations under compute-sanitizer
 # make env    only set up; make -s python prints the interpreter
@@ -9,7 +10,7 @@ PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test demo coco digits cuda-check cuda-sanitize
+.PHONY: env python test asan demo coco digits cuda-check cuda-sanitize
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -18,6 +19,17 @@ python:
 
 test: env
 	.venv/bin/python -m pytest $(TESTS)
+
+# A copy of the package, so that the installed kernels stay.
+ASAN := build/asan
+asan: env
+	CFLAGS='-fsanitize=address -fno-omit-frame-pointer -g1' LDFLAGS=-fsanitize=address \
+	    .venv/bin/python setup.py -q build --build-base $(ASAN) --build-lib $(ASAN)/lib
+	rm -rf $(ASAN)/lib/tests && cp -r tests $(ASAN)/lib/tests
+	cd $(ASAN)/lib && LAUD_MM_OPS=compiled ASAN_OPTIONS=detect_leaks=0,protect_shadow_gap=0 \
+	    LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	    $(CURDIR)/.venv/bin/python -m pytest -p no:cacheprovider --rootdir . $(or $(TESTS),\
+	    tests/test_ops/test_parity.py tests/test_ops/test_leaks.py)
 
 demo: env
 	.venv/bin/python tools/run_demo.py --work-dir $(WORK)

@@ -19,6 +19,8 @@ from laud_mm.profiling.backbones import (MEASURED_COLUMNS, PRECISIONS, BenchSett
 from laud_mm.specs import PARADIGMS
 from laud_mm.specs.networks import REGNETS, RESNETS
 
+PLANNED_COLUMNS = ('maskers_p50_ms', 'ratio_to_static', 'ratio_to_static_without_maskers')
+
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -35,6 +37,8 @@ def parse_args():
                         help='S of each stage (spatial) or G (channel); default: the papers\' best')
     parser.add_argument('--no-compile', action='store_true',
                         help='do not time the compiled static net')
+    parser.add_argument('--plan', help="run by this file of `tools/latency.py plan` "
+                                       "(execution='auto') and time the maskers too")
     parser.add_argument('--repeats', type=int, default=30)
     parser.add_argument('--threads', type=int, help='CPU threads; default: all cores')
     parser.add_argument('--json', help='write the results to this file')
@@ -51,8 +55,10 @@ def main():
         setting = BenchSetting(network, paradigm, rate, batch,
                                args.granularity and tuple(args.granularity), tuple(args.size))
         results.append(measure_setting(setting, args.device, args.precision,
-                                       compile_static=not args.no_compile, repeats=args.repeats))
-        print(format_table(results[-1:], MEASURED_COLUMNS), flush=True)
+                                       compile_static=not args.no_compile, repeats=args.repeats,
+                                       plan=args.plan))
+        print(format_table(results[-1:], MEASURED_COLUMNS + PLANNED_COLUMNS * bool(args.plan)),
+              flush=True)
     if args.json:
         write_json(dict(stamp=dict(device_stamp(args.device), precision=args.precision,
                                    static='folded, channels-last, eager'

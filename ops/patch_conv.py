@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .channels import channel_mask, from_compact, to_compact
-from .library import op
+from .library import has_kernel, op
 from .units import patch_extent, patch_grid, patch_positions
 
 
@@ -28,8 +28,24 @@ def _strided(size, stride):
     return tuple((n - 1) // stride + 1 for n in size)
 
 
-def _fake_pack(weight, bias, groups=1):
-    return weight.new_empty(weight.numel() + bias.numel())
+_VECTOR_BYTES = dict(avx512=64, avx2=32, baseline=16)
+
+
+def _fake_pack(weight, bias, groups=1, products=1):
+    if weight.device.type != 'cpu' or not has_kernel('cpu'):
+        return weight.new_empty(weight.numel() + bias.numel())
+    # As `PackedLayout` in packing.h counts.
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    vector = _VECTOR_BYTES[torch.ops.laud_mm_build.cpu_isa()] // wide.itemsize
+    outputs, inputs = weight.shape[0] // groups, weight.shape[1]
+    merged = 1 if groups == 1 else max(vector // outputs, 1)
+    taps = weight.shape[2] * weight.shape[3] if products == 1 else 1
+    block = -(-outputs * merged // vector) * vector * (1 + taps * inputs * merged)
+    return weight.new_empty(products * -(-groups // merged) * block, dtype=wide)
+
+
+def _fake_pack_winograd(weight, bias):
+    return _fake_pack(weight, bias, products=16)
 
 
 @op('(Tensor weight, Tensor bias, int groups=1) -> Tensor', fake=_fake_pack)
@@ -47,7 +63,7 @@ def pack_conv(weight, bias, groups=1):
     return torch.cat([bias, weight.flatten()])
 
 
-@op('(Tensor weight, Tensor bias) -> Tensor', fake=_fake_pack)
+@op('(Tensor weight, Tensor bias) -> Tensor', fake=_fake_pack_winograd)
 def pack_winograd(weight, bias):
     """Lay out a 3x3 convolution's weights for Winograd's F(2x2, 3x3) on this machine's CPU.
 

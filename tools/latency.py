@@ -5,6 +5,7 @@
     latency.py measure   --network resnet50 --paradigm layer --rate 0.5 --batch 8
     latency.py calibrate --out calibration.json
     latency.py compare   --calibration calibration.json
+    latency.py plan      --network resnet101 --paradigm layer --batch 1 8 --out plan.json
 """
 import argparse
 import json
@@ -121,6 +122,21 @@ def parse_args(argv=None):
     k.add_argument('--nets', type=int, default=40, help='random backbones measured')
     k.add_argument('--seed', type=int, default=0)
     add_outputs(k, 'predicted over measured steps')
+
+    n = commands.add_parser('plan', help='measure where skipping a block pays here')
+    add_networks(n, several=True)
+    n.add_argument('--config', help='plan for the backbone of this config instead of --network')
+    n.add_argument('--granularity', help='S or G, such as 8-4-7-1')
+    n.add_argument('--batch', nargs='+', type=int, default=[1])
+    n.add_argument('--rate', nargs='+', type=float, help='shares of units on to measure')
+    n.add_argument('--expected-rate', type=float, default=0.5,
+                   help='share of units on that the choice rests on where looking would '
+                        'synchronise, on a GPU')
+    n.add_argument('--device', default='cpu')
+    n.add_argument('--precision', choices=('fp32', 'fp16', 'bf16'), default='fp32')
+    n.add_argument('--threads', type=int, help='CPU threads; default: as torch has them')
+    n.add_argument('--repeats', type=int, default=9)
+    n.add_argument('--out', required=True, help='plan file to write')
     return parser.parse_args(argv)
 
 
@@ -261,13 +277,13 @@ def choose_granularities(args, predictors, settings):
         plot_lines(rows, args.plot, 'rate', 'ratio', ('network', 'device', 'paradigm'))
 
 
-def bench_settings(args):
+def bench_settings(args, rates=None, batches=None):
     from laud_mm.profiling.backbones import BenchSetting
     paradigms = [paradigm_of(p) for p in args.paradigm or ('layer', 'channel', 'spatial')]
     return [BenchSetting(network, paradigm, rate, batch,
                          granularity_of(args.granularity, paradigm), tuple(args.size))
-            for network in args.network for paradigm in paradigms for rate in args.rate
-            for batch in args.batch]
+            for network in args.network for paradigm in paradigms for rate in rates or args.rate
+            for batch in batches or args.batch]
 
 
 def measure(args):
@@ -295,6 +311,32 @@ def calibrate(args):
     write_outputs(args, [dict(summary=summary, steps=rows)], rows)
     if args.plot:
         plot_predicted(held_out, args.plot, group='kind')
+    print(f'wrote {args.out}')
+
+
+def plan(args):
+    import torch
+    from laud_mm.profiling.plan import RATES as MEASURED_RATES
+    from laud_mm.profiling.plan import make_plan
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.config:
+        from mmengine.config import Config
+        from laud_mm.registry import MODELS
+        settings = Config.fromfile(args.config).model.backbone
+        backbones = [MODELS.build(dict(settings, init_cfg=None, plan=None))]
+    else:
+        settings = bench_settings(args, rates=[1.0], batches=[1])
+        backbones = [setting.build() for setting in settings]
+    made = make_plan(backbones, tuple(args.size), args.batch, args.device, args.precision,
+                     args.rate or MEASURED_RATES, args.expected_rate, repeats=args.repeats,
+                     track=track)
+    made.save(args.out)
+    rows = [dict(paradigm=case.shape.paradigm, width=case.shape.width, groups=case.shape.groups,
+                 stride=case.shape.stride, in_size='x'.join(map(str, case.in_size)),
+                 batch=case.batch, dense_ms=times.dense_ms, skipping_all_ms=times.skipping_ms[-1],
+                 break_even=times.break_even) for case, times in made.blocks.items()]
+    print(format_table(rows, tuple(rows[0]) if rows else ()))
     print(f'wrote {args.out}')
 
 

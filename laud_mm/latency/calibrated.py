@@ -89,20 +89,20 @@ def read_calibration(path):
     return content
 
 
-def check_stamp(path, stamp):
-    """Check that a calibration was made with the torch and on the device at hand.
+def check_stamp(path, stamp, made='calibrated', again='calibrate again'):
+    """Check that a file was made with the torch and on the device at hand.
 
     Raises:
         ValueError: If not, with both.
     """
     installed = importlib.metadata.version('torch')
     if stamp['torch'].split('+')[0] != installed.split('+')[0]:
-        raise ValueError(f'{path} was calibrated with torch {stamp["torch"]}, here is {installed}: '
-                         'calibrate again, or allow any machine')
+        raise ValueError(f'{path} was {made} with torch {stamp["torch"]}, here is {installed}: '
+                         f'{again}, or allow any machine')
     here = _device_name(stamp['device'])
     if stamp['name'] != here:
-        raise ValueError(f'{path} was calibrated on {stamp["name"]!r}, here is {here!r}: '
-                         'calibrate again, or allow any machine')
+        raise ValueError(f'{path} was {made} on {stamp["name"]!r}, here is {here!r}: '
+                         f'{again}, or allow any machine')
 
 
 def _device_name(device):

@@ -15,6 +15,7 @@ from laud_mm.specs import Rates
 from laud_mm.specs.arguments import check_choice, check_fraction
 from laud_mm.specs.networks import REGNETS, RESNETS, best_spatial_granularity
 
+from .plan import block_inputs
 from .probe import DriftProbe
 
 MEASURED_COLUMNS = ('network', 'paradigm', 'granularity', 'realised_rate', 'batch',
@@ -100,14 +101,17 @@ class TimedBackbone:
             over runs that were timed together.
         cost (ActivationCost): What was decided.
         programs (dict[str, Callable]): What was timed.
+        without_maskers (float | None): Dynamic less its maskers, over static, likewise;
+            where maskers were timed.
     """
     stats: dict
     ratios: dict
     cost: Any
     programs: dict
+    without_maskers: Optional[float] = None
 
 
-def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None):
+def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None, time_maskers=False):
     """Time a backbone at an exact forced rate, and its static net.
 
     Args:
@@ -118,6 +122,7 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None):
         warmup (int): Untimed runs of each.
         repeats (int): Timed runs of each.
         compiled (Callable, optional): A compiled static net to time too.
+        time_maskers (bool): Also time the maskers alone.
 
     Returns:
         TimedBackbone: The figures.
@@ -136,14 +141,19 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None):
     programs = dict(dynamic=dynamic, static=static)
     if compiled is not None:
         programs['compiled'] = lambda: compiled(x)
+    if time_maskers:
+        inputs = block_inputs(net, x)
+        programs['maskers'] = lambda: [block.masker(y) for block, y in inputs]
     stats, samples = measure_interleaved(programs, x.device, warmup, repeats)
     ratios = {name: float(np.median(np.divide(samples['dynamic'], own)))
-              for name, own in samples.items() if name != 'dynamic'}
-    return TimedBackbone(stats, ratios, cost, programs)
+              for name, own in samples.items() if name not in ('dynamic', 'maskers')}
+    without = float(np.median((np.array(samples['dynamic']) - samples['maskers'])
+                              / samples['static'])) if time_maskers else None
+    return TimedBackbone(stats, ratios, cost, programs, without)
 
 
 def measure_setting(setting, device='cpu', precision='fp32', layout='channels_last',
-                    compile_static=False, warmup=5, repeats=30):
+                    compile_static=False, warmup=5, repeats=30, plan=None):
     """Time a network and its static counterpart in turn.
 
     Args:
@@ -153,6 +163,8 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         layout (str): 'channels_last' or 'contiguous' weights and images.
         compile_static (bool): Also time the static net under `torch.compile`,
             weights frozen.
+        plan (str, optional): A plan file: the dynamic net runs with execution='auto' by it,
+            and its maskers are timed too.
         warmup (int): Untimed runs of each.
         repeats (int): Timed runs of each.
 
@@ -167,11 +179,12 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     memory = LAYOUTS[check_choice('layout', layout, tuple(LAYOUTS))]
     dtype = _WHOLE.get(precision, torch.float32)
     with torch.no_grad(), run_precision(precision, device):
-        net = setting.build().to(device, dtype, memory_format=memory)
+        net = setting.build(plan=plan).to(device, dtype, memory_format=memory)
         x = torch.randn(setting.batch, 3, *setting.image_size, device=device, dtype=dtype)
         x = x.contiguous(memory_format=memory)
         compiled = compiled_static(setting, net, memory) if compile_static else None
-        timed = time_backbone(net, x, setting.rate, warmup, repeats, compiled)
+        timed = time_backbone(net, x, setting.rate, warmup, repeats, compiled, plan is not None)
+        dense = plan and dense_blocks(net, x, timed.cost)
         stages = {name: stage_latencies(net, timed.programs[name], device, max(repeats // 3, 3))
                   for name in ('dynamic', 'static')}
 
@@ -188,9 +201,19 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     row.update(ratio_to_static=timed.ratios['static'],
                ratio_to_fastest_static=max(timed.ratios.values()),
                block_rates=[mean_rates(rates) for rates in timed.cost.block_rates])
+    if plan is not None:
+        row.update(per_image('maskers', 'maskers_'), dense_blocks=dense,
+                   ratio_to_static_without_maskers=timed.without_maskers)
     row['stages'] = [dict(stage=i + 1, p50_ms=d / setting.batch, static_p50_ms=s / setting.batch)
                      for i, (d, s) in enumerate(zip(stages['dynamic'], stages['static']))]
     return row
+
+
+def dense_blocks(net, x, cost):
+    """Names of the blocks that a plan makes dense for the decisions of an `ActivationCost`."""
+    decisions = dict(zip(cost.names, cost.decisions))
+    return [block.shape.name for block, y in block_inputs(net, x)
+            if not net.plan.skips(block, y, decisions[block.shape.name])]
 
 
 def mean_rates(rates):

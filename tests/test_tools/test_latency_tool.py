@@ -190,3 +190,42 @@ def test_bad_input_is_named_before_any_work(tmp_path, monkeypatch, args, message
     monkeypatch.chdir(tmp_path)
     fails(message, *args)
     assert not list(tmp_path.iterdir())
+
+
+def test_plan_measures_and_a_backbone_takes_it(tmp_path, capsys):
+    from laud_mm.models.backbones import LAUDRegNet
+    config = tmp_path / 'tiny.py'
+    arch = dict(widths=(16, 24), depths=(1, 2), group_widths=(8, 8))
+    config.write_text(f'model = dict(backbone=dict(type="laud_mm.LAUDRegNet", arch={arch}, '
+                      'out_indices=(0, 1), paradigm="channel"))')
+    out = tmp_path / 'plan.json'
+    run('plan', '--config', config, '--size', 64, 96, '--batch', 1, 2, '--rate', 0.5, 1,
+        '--repeats', 1, '--expected-rate', 0.7, '--out', out)
+    assert f'wrote {out}' in capsys.readouterr().out
+    plan = LAUDRegNet(arch, out_indices=(0, 1), paradigm='channel', plan=str(out)).plan
+    assert plan.expected_rate == 0.7 and plan.stamp['threads'] == torch.get_num_threads()
+    # The second block of stage 2 has a shape of its own.
+    assert sorted(case.batch for case in plan.blocks) == [1, 1, 1, 2, 2, 2]
+    assert all(times.rates == (0.5, 1.0) for times in plan.blocks.values())
+
+
+@pytest.mark.parametrize('args, message', [
+    (['--rate', 0], 'rates must be positive, got [0.0]'),
+    (['--rate', 1.5], 'rates must be a number from 0 to 1, got 1.5'),
+    (['--expected-rate', 7], 'expected_rate must be a number from 0 to 1, got 7'),
+    (['--paradigm', 'token'], "paradigm must be"), (['--batch', 0], 'batch must be a positive')])
+def test_plan_names_bad_input_before_any_work(tmp_path, args, message):
+    fails(message, 'plan', '--network', 'resnet50', '--out', tmp_path / 'plan.json', *args)
+    assert not (tmp_path / 'plan.json').exists()
+
+
+def test_the_benchmark_of_the_operations_times_all_of_them(tmp_path):
+    from laud_mm import ops
+    subprocess.run([sys.executable, ROOT / 'benchmarks' / 'ops.py', '--stage', '4', '--batch', '1',
+                    '--rate', '0.5', '--repeats', '1', '--json', tmp_path / 'ops.json', '--plot',
+                    tmp_path / 'ops.png'], check=True, stdout=subprocess.DEVNULL)
+    content = json.loads((tmp_path / 'ops.json').read_text())
+    assert {row['op'] for row in content['results']} == set(ops.OPERATIONS)
+    assert all(row['kernel_ms'] > 0 and row['reference_ms'] > 0 for row in content['results'])
+    assert content['fused_masker'][0]['ratio_to_separate'] > 0
+    assert (tmp_path / 'ops.png').stat().st_size > 1000

@@ -1,6 +1,7 @@
 """What every LAUD backbone shares: execution, record, freezing, temperature."""
 from contextlib import contextmanager
 
+import torch
 from mmengine.model import BaseModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,12 +25,14 @@ class LAUDBackbone(BaseModule):
         frozen_stages (int): Stem (0) and stages up to this one are frozen; -1: none.
         norm_eval (bool): Keep batch norm statistics fixed in training.
         execution (str): 'masked', 'skipping', or 'auto': masked in training,
-            skipping in evaluation (the backbone's `training` flag decides).
+            skipping in evaluation (the backbone's `training` flag decides), but dense
+            where a plan says that this is faster.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
 
     Attributes:
         record (ActivationRecord | None): What the last forward pass decided.
         override (Callable | None): See `override_decisions`.
+        plan (ExecutionPlan | None): Where `execution='auto'` computes densely in evaluation.
         freeze_maskers (bool | None): Whether maskers of frozen stages are
             frozen too; None: those whose weights came from a checkpoint.
     """
@@ -50,6 +53,7 @@ class LAUDBackbone(BaseModule):
         self.execution = check_choice('execution', execution, EXECUTIONS)
         self.record = None
         self.override = None
+        self.plan = None
         self.freeze_maskers = None
         self._as_static = False
 
@@ -117,6 +121,8 @@ class LAUDBackbone(BaseModule):
         if self.training and not masked:
             raise RuntimeError("execution='skipping' runs in evaluation only, got a backbone in "
                                "training mode: call eval(), or use 'auto' or 'masked'")
+        # The dense executor is for inference.
+        plan = None if self.execution != 'auto' or torch.is_grad_enabled() else self.plan
         image_size = tuple(x.shape[-2:])
         record = ActivationRecord(len(x), self.stem_specs(image_size), x.device)
         self.record = None  # frees the last pass's maskers' graph
@@ -125,7 +131,7 @@ class LAUDBackbone(BaseModule):
         for index, stage in enumerate(self.stages()):
             for block in stage:
                 in_size = self.block_size(x)
-                x, decision = block(x, masked, self._as_static, self.override)
+                x, decision = block(x, masked, self._as_static, self.override, plan)
                 record.add(block.shape, in_size, decision)
             if index in self.out_indices:
                 outputs.append(self.format_output(x, index, image_size))

@@ -22,7 +22,7 @@ class DynamicBlock(BaseModule):
         self.shape, self.with_cp = shape, with_cp
         self.owns_input = False
 
-    def forward(self, x, masked, as_static=False, override=None):
+    def forward(self, x, masked, as_static=False, override=None, plan=None):
         """Decide, then compute.
 
         Args:
@@ -30,14 +30,16 @@ class DynamicBlock(BaseModule):
             masked (bool): Use the masked executor, else the skipping one.
             as_static (bool): Ignore the masker and compute everything.
             override (Callable, optional): Changes the decision.
+            plan (ExecutionPlan, optional): Says where the dense executor is faster than the
+                skipping one.
 
         Returns:
             tuple[Tensor, Decision | TransformerDecision]: The output and what was decided.
         """
         if self.with_cp and self.training and x.requires_grad:
-            return checkpoint.checkpoint(self._forward, x, masked, as_static, override,
+            return checkpoint.checkpoint(self._forward, x, masked, as_static, override, plan,
                                          use_reentrant=False)
-        return self._forward(x, masked, as_static, override)
+        return self._forward(x, masked, as_static, override, plan)
 
-    def _forward(self, x, masked, as_static, override):
+    def _forward(self, x, masked, as_static, override, plan):
         raise NotImplementedError

@@ -5,8 +5,8 @@ from mmengine.model import constant_init
 from torch import nn
 
 from laud_mm.models.dynamic import (BlockMasker, Decision, FoldCache, FoldedBottleneck,
-                                    SqueezeExcitation, fold_conv_norm, run_masked,
-                                    run_skipping)
+                                    SqueezeExcitation, fold_conv_norm, load_plan, run_dense,
+                                    run_masked, run_skipping)
 
 from .base import LAUDBackbone
 from .block import DynamicBlock
@@ -73,11 +73,16 @@ class DynamicBottleneck(DynamicBlock):
         """The `SqueezeExcitation` between the second norm and the third convolution, or None."""
         raise NotImplementedError
 
-    def _forward(self, x, masked, as_static, override):
+    def _forward(self, x, masked, as_static, override, plan):
         decision = Decision() if as_static or self.masker is None else self.masker(x)
         if override is not None and not decision.is_static:
             decision = override(self.shape.name, decision)
-        run = run_masked if masked else run_skipping
+        if masked:
+            run = run_masked
+        elif plan is None or decision.is_static or plan.skips(self, x, decision):
+            run = run_skipping
+        else:
+            run = run_dense
         return run(self, x, decision), decision
 
     def folded(self):
@@ -110,14 +115,19 @@ class BottleneckBackbone(LAUDBackbone):
         execution (str): See `LAUDBackbone`.
         zero_init_residual (bool): Start the last norm of each block at zero.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
+        plan (str, optional): A file of `tools/latency.py plan` (or `calibrate`), for
+            execution='auto': says which blocks to compute densely, see `ExecutionPlan`.
     """
 
     def __init__(self, out_indices, num_stages, frozen_stages, norm_eval, execution,
-                 zero_init_residual, init_cfg):
+                 zero_init_residual, init_cfg, plan=None):
+        if plan is not None and execution != 'auto':
+            raise ValueError(f"plan needs execution='auto', got {execution!r}")
         super().__init__(out_indices, num_stages, frozen_stages, norm_eval, execution,
                          init_cfg or [dict(type='Kaiming', layer='Conv2d'),
                                       dict(type='Constant', val=1, layer='_BatchNorm')])
         self.zero_init_residual = zero_init_residual and init_cfg is None
+        self.plan = None if plan is None else load_plan(plan)
         self._stem_fold = FoldCache()
 
     def run_stem(self, x, folded):

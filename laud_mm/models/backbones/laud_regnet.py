@@ -62,6 +62,7 @@ class LAUDRegNet(BottleneckBackbone):
             skipping: 'computed' positions; or 'dense', all of them, for weights
             trained that way, which only runs with execution='masked'.
         execution (str): 'auto', 'masked' or 'skipping', see `LAUDBackbone`.
+        plan (str, optional): See `BottleneckBackbone`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
 
     Raises:
@@ -79,12 +80,12 @@ class LAUDRegNet(BottleneckBackbone):
                  conv_cfg=None, norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False,
                  with_cp=False, zero_init_residual=True, paradigm='layer',
                  spatial_granularity=(4, 4, 2, 1), channel_granularity=(2, 2, 2, 2), masker=None,
-                 se_pool='computed', execution='auto', init_cfg=None):
+                 se_pool='computed', execution='auto', plan=None, init_cfg=None):
         masker = masker_settings(masker)
         shapes = regnet_shapes(arch, paradigm, spatial_granularity, channel_granularity,
                                masker['channel'], masker['reduction'])
         super().__init__(out_indices, len(shapes), frozen_stages, norm_eval, execution,
-                         zero_init_residual, init_cfg)
+                         zero_init_residual, init_cfg, plan)
         self.arch, self.in_channels = arch, in_channels
         if check_choice('se_pool', se_pool, ('computed', 'dense')) == 'dense' \
                 and execution != 'masked' and any(s[0].spatial_skipping for s in shapes):

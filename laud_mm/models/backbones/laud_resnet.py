@@ -61,6 +61,7 @@ class LAUDResNet(BottleneckBackbone):
         mask_before_norm (bool): Channel masks act before the norms, as in the
             released LAUDNet ResNets; their skipped channels leave a constant behind.
         execution (str): 'auto', 'masked' or 'skipping', see `LAUDBackbone`.
+        plan (str, optional): See `BottleneckBackbone`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
 
     Raises:
@@ -80,14 +81,14 @@ class LAUDResNet(BottleneckBackbone):
                  norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False, with_cp=False,
                  zero_init_residual=True, paradigm='layer', spatial_granularity=(4, 4, 2, 1),
                  channel_granularity=(2, 2, 2, 2), masker=None, mask_before_norm=False,
-                 execution='auto', init_cfg=None):
+                 execution='auto', plan=None, init_cfg=None):
         masker = masker_settings(masker)
         stem_channels = stem_channels or base_channels
         shapes = resnet_shapes(
             depth, base_channels, stem_channels, num_stages, strides, dilations, style, paradigm,
             spatial_granularity, channel_granularity, masker['channel'], masker['reduction'])
         super().__init__(out_indices, num_stages, frozen_stages, norm_eval, execution,
-                         zero_init_residual, init_cfg)
+                         zero_init_residual, init_cfg, plan)
         self.depth, self.in_channels, self.stem_channels = depth, in_channels, stem_channels
         norm_cfg, conv_cfg = check_norm_cfg(norm_cfg), check_conv_cfg(conv_cfg)
 

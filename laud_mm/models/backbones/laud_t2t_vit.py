@@ -44,7 +44,7 @@ class TransformerBlock(DynamicBlock):
         self.drop_path = DropPath(drop_path_rate)
         self.masker = TransformerMasker(shape, noise) if shape.paradigms else None
 
-    def _forward(self, x, masked, as_static, override):
+    def _forward(self, x, masked, as_static, override, plan):
         normed, decision = None, TransformerDecision()
         if self.masker is not None and not as_static:
             # Tokens are decided from norm1, which then need not run again.

@@ -50,12 +50,15 @@ def force_rate(backbone, rate, seed=0):
     def override(name, decision):
         # One generator per block: the choice must not depend on the execution.
         generator = torch.Generator().manual_seed(crc32(f'{seed}/{name}'.encode()))
-        return decision.map(lambda mask: _random_mask(mask, rate, generator))
+        return decision.map(lambda mask: random_mask(mask, rate, generator))
     return override_decisions(backbone, override)
 
 
-def _random_mask(mask, rate, generator):
-    """A mask like `mask` with a share `rate` of its units on."""
+def random_mask(mask, rate, generator=None):
+    """A mask like `mask` with an exact share `rate` of its units on, at random places.
+
+    A count that is not whole is rounded up or down at random.
+    """
     count = math.floor(rate * mask.numel() + torch.rand((), generator=generator).item())
     order = torch.randperm(mask.numel(), generator=generator)
     chosen = torch.zeros(mask.numel(), dtype=torch.bool)

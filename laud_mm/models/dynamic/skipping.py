@@ -12,6 +12,7 @@ from torch import Tensor
 
 from laud_mm import ops
 
+from .dense import run_dense
 from .slicing import slice_channels
 
 
@@ -55,7 +56,7 @@ def run_skipping(block, x, decision):
                            "compute: use execution='masked'")
     x = x.contiguous(memory_format=torch.channels_last)
     if decision.is_static:  # what skipping is compared with: library convolutions
-        return _run_dense(x, folded, shape)
+        return run_dense(block, x, decision)
     identity = x
     if folded.shortcut is not None:
         shortcut = folded.shortcut
@@ -155,21 +156,3 @@ def _spread(y, weights):
         # Channels last, so that the result is too.
         y = y.movedim(1, -1).index_select(-1, weights.spread).movedim(-1, 1)
     return y.contiguous(memory_format=torch.channels_last)
-
-
-def _run_dense(x, weights, shape):
-    """Compute everything, with library convolutions."""
-    identity = x if weights.shortcut is None else _conv(x, weights.shortcut, shape.stride)
-    y = F.relu_(_conv(x, weights.conv1, shape.stride1))
-    y = F.relu_(_conv(y, weights.conv2, shape.stride2, shape.dilation, weights.groups))
-    if weights.excitation is not None:
-        y = y * weights.excitation.scales(ops.position_means(y)).to(y.dtype)[:, :, None, None]
-    y = _conv(y, weights.conv3)
-    # Some backends (cuDNN in float64) return another layout.
-    y = y.contiguous(memory_format=torch.channels_last)
-    return F.relu_(y.add_(identity.to(y.dtype)))
-
-
-def _conv(x, folded, stride=1, dilation=1, groups=1):
-    padding = dilation * (folded.weight.shape[-1] // 2)
-    return F.conv2d(x, folded.weight, folded.bias, stride, padding, dilation, groups)

@@ -24,8 +24,9 @@ void check_floating(const char* name, const Tensor& tensor) {
 }
 
 void check_map(const char* name, const Tensor& map) {
-  TORCH_CHECK(map.dim() == 4 && map.size(2) >= 1 && map.size(3) >= 1, name,
-              " must be a map (N, C, H, W) of one position or more, got shape ", map.sizes());
+  TORCH_CHECK(map.dim() == 4, name, " must be a map (N, C, H, W), got shape ", map.sizes());
+  TORCH_CHECK(map.size(1) > 0 && map.size(2) > 0 && map.size(3) > 0, name,
+              " must have channels and positions, got shape ", map.sizes());
   check_floating(name, map);
   TORCH_CHECK(map.is_contiguous(at::MemoryFormat::ChannelsLast), name,
               " must be channels-last, got strides ", map.strides(), " of shape ", map.sizes());

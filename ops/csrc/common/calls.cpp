@@ -117,12 +117,16 @@ HaloCall check_halo(const Tensor& index, const Tensor& count, int64_t samples, i
                     int64_t width, int64_t granularity, int64_t stride, int64_t dilation) {
   for (const auto& [name, value] :
        {std::pair{"height", height}, {"width", width}, {"granularity", granularity},
-        {"stride", stride}, {"dilation", dilation}})
+        {"stride", stride}, {"dilation", dilation}}) {
     check_positive(name, value);
-  TORCH_CHECK(samples >= 0, "samples must not be negative, got ", samples);
+    TORCH_CHECK(value <= INT32_MAX, name, " must be at most 2^31 - 1, got ", value);
+  }
+  TORCH_CHECK(samples >= 0 && samples <= INT32_MAX, "samples must be from 0 to 2^31 - 1, got ",
+              samples);
   const MapSize in{samples, height, width};
-  TORCH_CHECK(in.positions() <= INT32_MAX, "the map must have at most 2^31 - 1 positions, got ",
-              in.positions());
+  TORCH_CHECK(height * width <= INT32_MAX && in.positions() <= INT32_MAX,
+              "the map must have at most 2^31 - 1 positions, got ", samples, " x ", height, " x ",
+              width);
   const auto grid = PatchGrid::of(in.strided(stride), granularity);
   return {in, grid, check_units(index, count, grid.patches())};
 }

@@ -1,0 +1,227 @@
+"""Plans: what `execution='auto'` runs densely, and that it does not change the result."""
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laud_mm.latency.measure import device_stamp
+from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck, LAUDResNet
+from laud_mm.models.backbones import bottleneck as executors
+from laud_mm.models.dynamic import (BlockCase, BlockTimes, CalibratedPlan, Decision, ExecutionPlan,
+                                    MeasuredPlan, active_share, force_rate, load_plan, replay,
+                                    run_dense, run_masked, run_skipping)
+from laud_mm.profiling.plan import make_plan
+from laud_mm.specs import BottleneckShape
+
+from ..conftest import ARCHS, randomize_norms
+from .test_executors import PARADIGMS, assert_close
+
+
+class UpTo(ExecutionPlan):
+    """Skips up to a share of active units, in every block."""
+
+    def __init__(self, limit):
+        self.limit, self.asked = limit, []
+
+    def break_even(self, case):
+        self.asked.append(case)
+        return self.limit
+
+    def fits(self, x):
+        return True
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_one_block_dense_equals_masked_and_skipping(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    groups, se_channels = draw(1, 1, 2, 12), draw(0, 0, 5)
+    shape = BottleneckShape(
+        'block', 0, in_channels=32, width=12, out_channels=32, stride=draw(1, 2),
+        dilation=draw(1, 2), stride_in_conv1=draw(True, False), groups=groups,
+        se_channels=se_channels, downsample=True, paradigm=draw(*PARADIGMS),
+        spatial_granularity=data.draw(st.integers(1, 9)), channel_granularity=draw(1, 2, 3))
+    block = draw(LAUDBottleneck, LAUDRegNetBottleneck)(
+        shape, norm_cfg=dict(type='BN'),
+        mask_before_norm=groups == 1 and not se_channels and draw(True, False))
+    block = randomize_norms(block).double().eval()
+    n, h, w = (data.draw(st.integers(1, high)) for high in (4, 20, 20))
+    x, rate = torch.randn(n, 32, h, w, dtype=torch.float64), draw(0.0, 0.3, 0.7, 1.0)
+    with torch.no_grad():
+        decision = block.masker(x).map(lambda mask: torch.rand(mask.shape) < rate)
+        if draw(True, False) and decision.layer is None:  # all kinds of masks at once
+            decision = replace(decision, layer=torch.rand(n, 1) < 0.6)
+        masked = run_masked(block, x, decision)
+        assert_close([run_dense(block, x, decision)], [masked], 1e-9)
+        assert_close([run_skipping(block, x.clone(), decision)], [masked], 1e-9)
+
+
+@pytest.mark.parametrize('limit', [0.0, 0.5, 1.0], ids=['dense', 'mixed', 'skipping'])
+@pytest.mark.parametrize('paradigm', PARADIGMS)
+@ARCHS
+def test_auto_execution_equals_masked(make_net, arch, paradigm, limit):
+    net = make_net(arch, paradigm=paradigm, dtype=torch.float64)
+    net.plan, x = UpTo(limit), torch.randn(3, 3, 65, 90, dtype=torch.float64)
+    before = x.clone()
+    with torch.no_grad():
+        with force_rate(net, 0.6):
+            planned = net(x)
+        assert len(net.plan.asked) == len(net.blocks())
+        net.execution = 'masked'
+        with replay(net, net.record.decisions):
+            assert_close(planned, net(x), 1e-9)
+    assert torch.equal(x, before)
+
+
+def executed(monkeypatch, net, x):
+    """Names of the executors that the blocks of a net ran, in order."""
+    ran = []
+    for name in ('run_masked', 'run_skipping', 'run_dense'):
+        own = getattr(executors, name)
+        monkeypatch.setattr(executors, name, lambda *args, name=name, own=own: (
+            ran.append(name), own(*args))[1])
+    net(x)
+    monkeypatch.undo()
+    return ran
+
+
+def test_a_block_is_dense_where_more_is_on_than_its_break_even(make_net, monkeypatch):
+    net, x = make_net(paradigm='channel'), torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), force_rate(net, 0.5):
+        net.plan = UpTo(0.4)
+        assert set(executed(monkeypatch, net, x)) == {'run_dense'}
+        net.plan = UpTo(0.6)
+        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+        net.plan = UpTo(None)  # not in the plan
+        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+        net.plan, net.execution = UpTo(0.0), 'skipping'  # as asked for
+        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+        net.execution = 'auto'
+        net.train()
+        assert set(executed(monkeypatch, net, x)) == {'run_masked'}
+        net.eval()
+    with force_rate(net, 0.5):  # gradients are recorded
+        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+
+
+def test_on_a_gpu_the_expected_rate_decides_and_nothing_is_read(make_net):
+    class Cuda:  # what the choice may ask of a tensor
+        is_cuda, shape = True, (2, 8, 16, 16)
+
+        def __len__(self):
+            return 2
+    block = make_net(paradigm='both', spatial_granularity=4).blocks()[0]
+    unread = torch.empty(2, 4, device='meta')  # to read it is an error
+    decision = Decision(patches=unread, channels=unread)
+    plan = UpTo(0.4)
+    plan.expected_rate = 0.6
+    assert plan.skips(block, Cuda(), decision)  # 0.6 of the patches, 0.6 of the channels
+    plan.limit = 0.3
+    assert not plan.skips(block, Cuda(), decision)
+
+
+@pytest.mark.parametrize('skipping_ms, expected', [
+    ((1, 2, 3), 1.0), ((1, 2, 4), 1.0), ((2, 3, 5), 0.75), ((1, 6, 8), 0.38), ((5, 6, 7), 0.0),
+    ((5, 3, 5), 0.75)], ids=str)
+def test_break_even_is_where_skipping_stops_to_pay(skipping_ms, expected):
+    times = BlockTimes(4.0, (0.2, 0.5, 1.0), skipping_ms)
+    assert times.break_even == pytest.approx(expected)
+
+
+def test_the_share_of_active_units_is_the_product_of_the_masks_means():
+    patches, channels = torch.tensor([[[1, 0]], [[1, 1]]]), torch.tensor([[1, 0], [1, 0]])
+    assert active_share(Decision(patches=patches)) == pytest.approx(0.75)
+    assert active_share(Decision(patches=patches, channels=channels)) == pytest.approx(0.375)
+
+
+NET = dict(depth=50, base_channels=8, paradigm=('layer', 'channel', 'spatial', None),
+           mask_before_norm=True)
+
+
+@pytest.fixture(scope='module')
+def plan():
+    return make_plan([LAUDResNet(**NET)], (64, 64), (1, 2), rates=(0.5, 1.0), warmup=0, repeats=1)
+
+
+@pytest.fixture
+def plan_file(plan, tmp_path):
+    plan.save(tmp_path / 'plan.json')
+    return tmp_path / 'plan.json'
+
+
+def test_a_plan_survives_its_file_and_knows_each_block(plan, plan_file, monkeypatch):
+    net = LAUDResNet(**NET, plan=str(plan_file)).eval()
+    assert net.plan.blocks == plan.blocks
+    # Two shapes a stage, or three (the first block of a stage, and the others), two batches.
+    assert len(plan.blocks) == 2 * 2 * 3
+    assert {case.batch for case in plan.blocks} == {1, 2}
+    found = []
+    monkeypatch.setattr(MeasuredPlan, 'break_even', lambda self, case: (
+        found.append(case in self.blocks), 0.0)[1])
+    with torch.no_grad():
+        net(torch.randn(2, 3, 64, 64))
+        assert found == [True] * 13
+        net(torch.randn(2, 3, 64, 96))
+    assert found[13:] == [False] * 13
+
+
+def test_a_plan_is_about_one_type(plan_file):
+    plan = load_plan(plan_file)
+    assert plan.fits(torch.zeros(1)) and not plan.fits(torch.zeros(1).double())
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(format='other'), "plan must be a file of .*latency.py plan.*'other'"),
+    (dict(version=7), "must have format 'laud_mm plan' version 1, got .* version 7: plan again"),
+    (dict(blocks=[dict(case={})]), 'complete plan, plan again'),
+    (dict(precision='int8'), "precision among fp32, fp16, bf16, got 'int8'"),
+    (dict(expected_rate=2), 'expected_rate must be a number from 0 to 1, got 2'),
+    (dict(stamp=dict(torch='1.0')), 'torch 1.0, here is .*: plan again, or allow any machine'),
+    (dict(stamp=dict(name='Abacus')), "planned on 'Abacus', here is"),
+    (dict(stamp=dict(threads=99)), 'planned with 99 threads, here are')], ids=str)
+def test_a_plan_that_does_not_fit_is_refused(plan_file, change, message):
+    content = json.loads(plan_file.read_text())
+    stamp = dict(content['stamp'], **change.get('stamp', {}))
+    plan_file.write_text(json.dumps(dict(content, **dict(change, stamp=stamp))))
+    with pytest.raises(ValueError, match=message):
+        LAUDResNet(**NET, plan=str(plan_file))
+    if 'stamp' in change:
+        assert load_plan(plan_file, any_machine=True).stamp == stamp
+
+
+@pytest.mark.parametrize('content', [None, 'no JSON', '[]'])
+def test_a_file_that_is_no_plan_is_named(tmp_path, content):
+    path = tmp_path / 'plan.json'
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ValueError, match='plan must be a file of .*plan.json'):
+        LAUDResNet(50, plan=str(path))
+
+
+@pytest.mark.parametrize('execution', ['masked', 'skipping'])
+def test_a_plan_needs_auto_execution(plan_file, execution):
+    with pytest.raises(ValueError, match=f"plan needs execution='auto', got '{execution}'"):
+        LAUDResNet(50, execution=execution, plan=str(plan_file))
+
+
+def test_a_calibrations_predictions_make_a_plan():
+    class Predictor:
+        """Skipping costs 1 ms and 4 ms for all units; dense costs 3 ms."""
+        precision, stamp = 'fp32', device_stamp('cpu')
+
+        def predict(self, network, rates, batch):
+            from types import SimpleNamespace
+            rate, = rates
+            latency = 3.0 if rate is None else 1 + 4 * rate
+            return SimpleNamespace(blocks=[SimpleNamespace(latency_ms=latency)])
+    shape = BottleneckShape('block', 0, 32, 8, 32, paradigm='both')
+    plan = CalibratedPlan(Predictor())
+    assert plan.break_even(BlockCase(shape, (8, 8), 1)) == pytest.approx(0.25)
+    layer = replace(shape, paradigm='layer')
+    assert plan.break_even(BlockCase(layer, (8, 8), 1)) == pytest.approx(0.5)
+    assert plan.fits(torch.zeros(1)) and not plan.fits(torch.zeros(1).half())

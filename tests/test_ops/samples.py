@@ -1,0 +1,53 @@
+"""Good arguments of every operation, for tests that go over all of them."""
+import torch
+
+from laud_mm import ops
+
+
+def channels_last(*shape):
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def sample_arguments():
+    """Keyword arguments by operation; everything is listed, so that all results are defined."""
+    x, out = channels_last(2, 12, 6, 7), channels_last(2, 20, 6, 7)
+    index, count = ops.active_patches(torch.ones(2, 3, 4))  # patches of 2 x 2
+    positions, found = ops.active_patches(torch.ones(2, 6, 7))
+    weight1, weight3 = torch.randn(12, 12, 1, 1), torch.randn(20, 12, 1, 1)
+    weight2, bias, bias3 = torch.randn(12, 12, 3, 3), torch.randn(12), torch.randn(20)
+    rows = torch.randn(24, 4, 12)
+    excitation = dict(weight1=torch.randn(5, 12), bias1=torch.randn(5),
+                      weight2=torch.randn(12, 5), bias2=torch.randn(12))
+    patches = dict(index=index, count=count, granularity=2)
+    mask = dict(mask_weight=torch.randn(12), mask_bias=torch.randn(1), window=2)
+    samples = torch.tensor([0, 1])
+    return dict(
+        compact=dict(mask=torch.ones(3, 5, dtype=torch.bool)),
+        halo_positions=dict(patches, samples=2, height=6, width=7),
+        patch_mask=dict(x=x, weight=mask['mask_weight'], bias=mask['mask_bias'], window=2),
+        position_means=dict(x=x),
+        masker_conv1x1=dict(mask, x=x, weight=weight1, bias=bias),
+        pack_conv=dict(weight=weight2[:, :6], bias=bias, groups=2),
+        pack_winograd=dict(weight=weight2, bias=bias),
+        conv1x1_positions=dict(x=x, index=positions, count=found, weight=weight1, bias=bias),
+        conv3x3_patches=dict(patches, y=x, weight=weight2, bias=bias),
+        conv1x1_add_patches_=dict(patches, out=out, identity=out.clone(), rows=rows,
+                                  weight=weight3, bias=bias3),
+        excite_patches_=dict(patches, rows=rows, height=6, width=7, **excitation),
+        gather_samples=dict(x=x, samples=samples),
+        add_relu_samples_=dict(out=x, identity=x.clone(), samples=samples,
+                               residual=channels_last(2, 12, 6, 7)),
+        gather_tokens=dict(x=torch.randn(2, 5, 8), index=torch.tensor([0, 7])),
+        scatter_add_tokens_=dict(out=torch.randn(2, 5, 8), index=torch.tensor([0, 7]),
+                                 rows=torch.randn(2, 8)))
+
+
+def by_place(name, arguments):
+    """Arguments in the order of the operation's schema: positional ones, and the rest by name."""
+    schema = getattr(torch.ops.laud_mm, name).default._schema
+    place = [arguments[a.name] for a in schema.arguments if a.name in arguments
+             and not a.has_default_value()]
+    named = {a.name: arguments[a.name] for a in schema.arguments if a.name in arguments
+             and a.has_default_value()}
+    assert len(place) + len(named) == len(arguments), 'sample of another operation'
+    return tuple(place), named
