@@ -2,12 +2,14 @@
 # make coco   train and evaluate all five detectors at small width on the same photographs
 # make digits accuracy against latency on handwritten digits, all paradigms (half an hour)
 # make test   run the tests
+# make lint   check style and types
+# make dist   source archive and wheel, into dist/
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test demo coco digits
+.PHONY: env python test lint dist demo coco digits
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -16,6 +18,14 @@ python:
 
 test: env
 	.venv/bin/python -m pytest $(TESTS)
+
+lint: env
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m mypy
+
+dist: env
+	rm -rf dist
+	.venv/bin/python -m build --no-isolation
 
 demo: env
 	.venv/bin/python tools/run_demo.py --work-dir $(WORK)

@@ -86,9 +86,10 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE'],
     python_requires='>=3.11',
     packages=find_packages(include=['laud_mm', 'laud_mm.*']),  # laud_mm/ops links to ops/
-    package_data={'laud_mm': ['latency/data/*.json']},
+    package_data={'laud_mm': ['py.typed', 'latency/data/*.json']},
     **{'cmdclass': {'build_py': BuildWithMim}, **extension()},
     install_requires=[
         'torch>=2.4', 'numpy', 'mmengine>=0.10.4,<0.11',
@@ -100,6 +101,7 @@ setup(
         'calibrate': ['scipy'],
         'safetensors': ['safetensors'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
+        'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': ['pytest', 'hypothesis', 'pytest-cov', 'psutil'],
     },
 )

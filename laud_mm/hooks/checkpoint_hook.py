@@ -1,5 +1,6 @@
 """AtomicCheckpointHook: a kill at any moment leaves a complete checkpoint to resume from."""
 import os
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
@@ -36,7 +37,7 @@ class AtomicCheckpointHook(CheckpointHook):
     Arguments as mmengine's; files are local.
     """
 
-    def __init__(self, *args, backend_args=None, **kwargs):
+    def __init__(self, *args: Any, backend_args: dict | None = None, **kwargs: Any):
         super().__init__(*args, backend_args=backend_args or dict(backend='laud_atomic'), **kwargs)
 
     def _save_checkpoint_with_step(self, runner, step, meta):

@@ -102,7 +102,7 @@ def _class_folder_problem(dataset, num_classes):
     if found and num_classes in (None, found):
         return None
     return (f'{folder} has {found} class folders, the model {num_classes} classes: set '
-            'model.head.num_classes and the datasets\' metainfo.classes, or ann_file')
+            "model.head.num_classes and the datasets' metainfo.classes, or ann_file")
 
 
 def check_teacher(cfg):
