@@ -3,13 +3,15 @@
 # make digits accuracy against latency on handwritten digits, all paradigms (half an hour)
 # make test   run the tests
 # make lint   check style and types
+# make docs   the documentation, into build/site; fails at any warning
+# make zoo    write model_zoo.md, model-index.yml and metafiles/ from configs and results
 # make dist   source archive and wheel, into dist/
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test lint dist demo coco digits
+.PHONY: env python test lint docs zoo dist demo coco digits
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -22,6 +24,12 @@ test: env
 lint: env
 	.venv/bin/python -m ruff check
 	.venv/bin/python -m mypy
+
+docs: env
+	.venv/bin/python -m mkdocs build --strict
+
+zoo: env
+	.venv/bin/python tools/make_model_zoo.py
 
 dist: env
 	rm -rf dist

@@ -8,7 +8,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 # What the OpenMMLab tools look for inside an installed package.
-MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools', 'model-index.yml': 'model-index.yml'}
+MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools'}
+MIM_INDEX = ('model-index.yml', 'metafiles/*.yml')  # name configs by their place in MIM_CONTENT
 
 
 def read_version():
@@ -39,8 +40,10 @@ class BuildWithMim(build_py):
                 target.symlink_to(os.path.relpath(source, target.parent))
             elif source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
-            else:
-                shutil.copy(source, target)
+        for path in (path for pattern in MIM_INDEX for path in ROOT.glob(pattern)):
+            target = mim / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(path.read_text().replace('Config: configs/', 'Config: configs/laud/'))
 
 
 def extension():

@@ -64,9 +64,9 @@ def test_an_overlay_keeps_what_was_computed_and_darkens_the_rest():
 
 
 def test_patches_lie_where_the_block_saw_them(make_net):
-    net, x = make_net(paradigm='spatial', spatial_granularity=(4, 4, 2, 1)), torch.rand(1, 3, 64, 96)
+    net = make_net(paradigm='spatial', spatial_granularity=(4, 4, 2, 1))
     with torch.no_grad():
-        net(x)
+        net(torch.rand(1, 3, 64, 96))
     # Strides 4, 8, 16 and 32 of the stages' outputs, times S.
     pixels = {b.shape.stage: patch_pixels(b, (64, 96)) for b in net.record.blocks}
     assert pixels == {0: 16, 1: 32, 2: 32, 3: 32}

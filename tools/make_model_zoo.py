@@ -7,10 +7,13 @@ With --check nothing is written; it fails if anything differs from what would be
 import argparse
 import json
 import sys
+import warnings
 from pathlib import Path
 
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+
 from laud_mm.latency.output import replacing
-from laud_mm.zoo import figures_of, make_metafiles, make_page, read_entries, read_results
+from laud_mm.zoo import all_figures, make_metafiles, make_page, read_entries, read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def make_files(root):
     """All generated files: path in the repository to content."""
     entries = read_entries(root / 'configs')
-    figures = {entry.name: figures_of(entry) for entry in entries}
+    figures = all_figures(entries)
     published = json.loads((root / 'benchmarks' / 'published.json').read_text())
     page = make_page(entries, figures, read_results(root / 'benchmarks' / 'results'), published)
     return {'model_zoo.md': page, **make_metafiles(entries, figures)}

@@ -47,7 +47,9 @@ def load_pretrained(backbone: Any, checkpoint: str, prefix: str | None = None,
 
     Args:
         backbone (LAUDBackbone): Loaded in place, all of it or nothing.
-        checkpoint, prefix, map_location: See `read_backbone`.
+        checkpoint (str): See `read_backbone`.
+        prefix (str, optional): See there.
+        map_location (str): See there.
 
     Raises:
         CheckpointError: If a weight of the static network is missing, or any

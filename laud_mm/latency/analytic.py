@@ -74,7 +74,7 @@ class AnalyticPredictor:
         fusions (Sequence[str]): Which of 'masker_conv1', 'gather_conv2' and
             'scatter_add' are on.
 
-    Example:
+    Examples:
         >>> from laud_mm.latency import AnalyticPredictor
         >>> from laud_mm.specs import resnet_spec
         >>> predictor = AnalyticPredictor('V100', published=True)

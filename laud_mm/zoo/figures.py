@@ -1,4 +1,5 @@
 """Figures that follow from a config alone: parameters, FLOPs, predicted latency."""
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,10 @@ from .entries import Entry
 # Devices of the tables; the precision is the device's usual one for inference.
 DEVICES = {'V100': 'fp32', 'RTX3090': 'fp32', 'RTX3060': 'fp32', 'TX2': 'fp32', 'Nano': 'fp32',
            'H200': 'fp16', 'CPU': 'fp32'}
+# Arguments of a backbone that change its figures.
+_COUNTS = ('type', 'arch', 'depth', 'base_channels', 'stem_channels', 'num_stages', 'strides',
+           'dilations', 'style', 'paradigm', 'spatial_granularity', 'channel_granularity', 'masker',
+           'token_dim', 't2t_type', 'qkv_bias', 'img_size', 'in_channels')
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,19 @@ class Figures:
     flops_g: float
     rate: float
     latency_ms: dict[str, tuple[float, float, int]] = field(default_factory=dict)
+
+
+def all_figures(entries: Iterable[Entry]) -> dict[str, Figures]:
+    """The figures of every entry by its name; equal backbones are worked out once."""
+    known: dict[str, Figures] = {}
+    figures = {}
+    for entry in entries:
+        own = {k: v for k, v in entry.backbone.items() if k in _COUNTS}
+        key = repr((sorted(own.items()), entry.image_size, entry.target, bool(entry.detector)))
+        if key not in known:
+            known[key] = figures_of(entry)
+        figures[entry.name] = known[key]
+    return figures
 
 
 def figures_of(entry: Entry, devices: dict[str, str] | None = None) -> Figures:

@@ -17,9 +17,10 @@ with the project stands where it was reached.
   config's target, which is a fraction of the static ones. **Rate** is the share of units on, the
   same in every block, that meets the target.
 * **Predicted** latencies are milliseconds per image, static → at that rate (ratio), from the
-  analytic model and the device's data sheet: fp32 on {fp32}; fp16 on {fp16}. What a predicted
-  figure leaves out, and how far it was from measured ones, stands in the documentation under
-  "Honest limits". `CPU` is the table's generic entry; calibrate for your own machine.
+  analytic model and the device's data sheet: fp32 on {fp32};
+  fp16 on {fp16}. What a predicted figure leaves out, and how far it was from measured ones,
+  stands in the documentation under "Honest limits". `CPU` is the table's generic entry;
+  calibrate for your own machine.
 * **Measured** latencies are of the machine in the row, of random decisions at a forced rate.
 * **Published** figures are others' claims, each with its source.
 """

@@ -70,7 +70,7 @@ class LAUDRegNet(BottleneckBackbone):
     Raises:
         ValueError: For an argument out of its range, with the field's name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from laud_mm.models.backbones import LAUDRegNet
         >>> net = LAUDRegNet('regnety_400mf', paradigm='channel').eval()

@@ -70,7 +70,7 @@ class LAUDResNet(BottleneckBackbone):
     Raises:
         ValueError: For an argument out of its range, with the field's name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from laud_mm.models.backbones import LAUDResNet
         >>> net = LAUDResNet(50, paradigm='layer').eval()

@@ -99,7 +99,7 @@ class LAUDT2TViT(LAUDBackbone):
     Raises:
         ValueError: For an argument out of its range, with the field's name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from laud_mm.models.backbones import LAUDT2TViT
         >>> net = LAUDT2TViT('t2t_vit_14', paradigm=('token', 'head', 'layer')).eval()
