@@ -4,6 +4,7 @@
 # make test   run the tests
 # make lint   check style and types
 # make docs   the documentation, into build/site; fails at any warning
+# make gallery train three small detectors and draw what they skip, for the documentation
 # make zoo    write model_zoo.md, model-index.yml and metafiles/ from configs and results
 # make dist   source archive and wheel, into dist/
 # make env    only set up; make -s python prints the interpreter
@@ -11,7 +12,7 @@ PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test lint docs zoo dist demo coco digits
+.PHONY: env python test lint docs gallery zoo dist demo coco digits
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -27,6 +28,9 @@ lint: env
 
 docs: env
 	.venv/bin/python -m mkdocs build --strict
+
+gallery: env
+	.venv/bin/python tools/make_gallery.py
 
 zoo: env
 	.venv/bin/python tools/make_model_zoo.py

@@ -19,7 +19,7 @@ SMALL = {
                    (None, 'layer', 'channel', 'spatial', 'both')),
     'LAUDRegNet': (dict(arch=dict(TINY_REGNET, depths=(1, 1, 1, 1)), out_indices=(1, 3)),
                    ('layer', 'channel', 'spatial', 'both')),
-    'LAUDT2TViT': (dict(arch=dict(TINY_T2T, num_layers=2), img_size=48, token_dim=16,
+    'LAUDT2TViT': (dict(arch=dict(TINY_T2T, num_layers=4), img_size=48, token_dim=16,
                         out_type='raw'),
                    ('token', 'head', 'layer', ('token', 'head', 'layer'))),
 }
