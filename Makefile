@@ -5,12 +5,17 @@
 # make asan   run the operations' tests on CPU kernels built with AddressSanitizer
 # make cuda-check     compile the CUDA kernels for all architectures; needs nvcc, no GPU
 # make cuda-sanitize  run the GPU tests of the operations under compute-sanitizer
+# make lint   check style and types
+# make docs   the documentation, into build/site; fails at any warning
+# make gallery train three small detectors and draw what they skip, for the documentation
+# make zoo    write model_zoo.md, model-index.yml and metafiles/ from configs and results
+# make dist   source archive and wheel, into dist/
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test asan demo coco digits cuda-check cuda-sanitize
+.PHONY: env python test asan lint docs gallery zoo dist demo coco digits cuda-check cuda-sanitize
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -30,6 +35,23 @@ asan: env
 	    LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	    $(CURDIR)/.venv/bin/python -m pytest -p no:cacheprovider --rootdir . $(or $(TESTS),\
 	    tests/test_ops/test_parity.py tests/test_ops/test_leaks.py)
+
+lint: env
+	.venv/bin/python -m ruff check
+	.venv/bin/python -m mypy
+
+docs: env
+	.venv/bin/python -m mkdocs build --strict
+
+gallery: env
+	.venv/bin/python tools/make_gallery.py
+
+zoo: env
+	.venv/bin/python tools/make_model_zoo.py
+
+dist: env
+	rm -rf dist
+	.venv/bin/python -m build --no-isolation
 
 demo: env
 	.venv/bin/python tools/run_demo.py --work-dir $(WORK)

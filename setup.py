@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parent
 # What CUDA kernels are built for where no GPU is found; later ones run the last one's PTX.
 DEFAULT_ARCHITECTURES = '8.0;9.0;12.0+PTX'
 # What the OpenMMLab tools look for inside an installed package.
-MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools', 'model-index.yml': 'model-index.yml'}
+MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools'}
+MIM_INDEX = ('model-index.yml', 'metafiles/*.yml')  # name configs by their place in MIM_CONTENT
 
 
 def read_version():
@@ -42,8 +43,10 @@ class BuildWithMim(build_py):
                 target.symlink_to(os.path.relpath(source, target.parent))
             elif source.is_dir():
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
-            else:
-                shutil.copy(source, target)
+        for path in (path for pattern in MIM_INDEX for path in ROOT.glob(pattern)):
+            target = mim / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(path.read_text().replace('Config: configs/', 'Config: configs/laud/'))
 
 
 def cuda_toolkit():
@@ -104,9 +107,10 @@ setup(
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    license_files=['LICENSE'],
     python_requires='>=3.11',
     packages=find_packages(include=['laud_mm', 'laud_mm.*']),  # laud_mm/ops links to ops/
-    package_data={'laud_mm': ['latency/data/*.json']},
+    package_data={'laud_mm': ['py.typed', 'latency/data/*.json']},
     **{'cmdclass': {'build_py': BuildWithMim}, **extension()},
     install_requires=[
         'torch>=2.4', 'numpy', 'mmengine>=0.10.4,<0.11',
@@ -118,6 +122,7 @@ setup(
         'calibrate': ['scipy'],
         'safetensors': ['safetensors'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
+        'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'test': ['pytest', 'hypothesis', 'pytest-cov', 'psutil'],
     },
 )

@@ -34,7 +34,7 @@ def parse_args():
     parser.add_argument('--batch', nargs='+', type=int, default=[8])
     parser.add_argument('--size', nargs=2, type=int, default=[224, 224], metavar=('H', 'W'))
     parser.add_argument('--granularity', nargs=4, type=int,
-                        help='S of each stage (spatial) or G (channel); default: the papers\' best')
+                        help="S of each stage (spatial) or G (channel); default: the papers' best")
     parser.add_argument('--no-compile', action='store_true',
                         help='do not time the compiled static net')
     parser.add_argument('--plan', help="run by this file of `tools/latency.py plan` "

@@ -8,12 +8,12 @@ import time
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before NumPy is imported
 
-from laud_mm.latency import AnalyticPredictor  # noqa: E402
-from laud_mm.latency.kernels import _log_factorials, tile_candidates  # noqa: E402
-from laud_mm.latency.machine import cpu_name  # noqa: E402
-from laud_mm.latency.output import format_table, write_json  # noqa: E402
-from laud_mm.latency.sweep import Predictors, sweep_settings  # noqa: E402
-from laud_mm.specs import network_spec  # noqa: E402
+from laud_mm.latency import AnalyticPredictor
+from laud_mm.latency.kernels import _log_factorials, tile_candidates
+from laud_mm.latency.machine import cpu_name
+from laud_mm.latency.output import format_table, write_json
+from laud_mm.latency.sweep import Predictors, sweep_settings
+from laud_mm.specs import network_spec
 
 
 def cold_prediction_ms(paradigm, published):

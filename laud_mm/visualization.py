@@ -1,5 +1,6 @@
 """Pictures of what a backbone computed and what it skipped."""
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -106,3 +107,125 @@ def save_detection_picture(path, image, boxes, labels, scores, record, sample=0)
         axis.text(x1, max(y1 - 2, 6), f'{label} {score:.2f}', fontsize=7, color='black',
                   bbox=dict(facecolor='#ffd166', edgecolor='none', pad=0.8))
     figure.savefig(path)
+
+
+def overlay(image, units, granularity):
+    """Darken what was skipped in an image.
+
+    Args:
+        image (np.ndarray): (H, W, 3) uint8, RGB: the backbone's input.
+        units (np.ndarray): (h, w) in [0, 1], the patch grid, 1 where computed.
+        granularity (int): Pixels that a patch is wide; the last ones may be cut.
+
+    Returns:
+        np.ndarray: (H, W, 3) uint8.
+    """
+    height, width = image.shape[:2]
+    grown = units.repeat(granularity, 0).repeat(granularity, 1)[:height, :width]
+    grey = image.mean(-1, keepdims=True) * 0.25
+    share = grown[..., None]
+    return (image * share + grey * (1 - share)).round().astype(np.uint8)
+
+
+def patch_pixels(block, image_size):
+    """Pixels of the image that one patch of a block's decision is wide.
+
+    Args:
+        block (BlockActivity): A spatially skipping block.
+        image_size (tuple[int, int]): Height and width of the image.
+    """
+    rows = block.shape.out_size(block.in_size)[0]
+    return -(-image_size[0] // rows) * block.shape.spatial_granularity
+
+
+def has_overlays(record):
+    """Whether a pass decided on patches, which can be laid over the image."""
+    return any(getattr(block.decision, 'patches', None) is not None for block in record.blocks)
+
+
+def save_overlay_picture(path, image, record, sample=0, columns=8):
+    """Save an image with what every block skipped darkened, stage by stage.
+
+    The first picture of a stage is the mean over its blocks.
+
+    Args:
+        path (str | Path): PNG file to write.
+        image (np.ndarray): (H, W, 3) uint8, RGB: the backbone's input.
+        record (ActivationRecord): Of a spatially skipping backbone.
+        sample (int): Index into the pass's batch.
+        columns (int): Pictures in a row.
+    """
+    from matplotlib.figure import Figure
+    size, stages = image.shape[:2], {}
+    for block in record.blocks:
+        if getattr(block.decision, 'patches', None) is None:
+            continue
+        units = unit_map(block.decision, sample)
+        shown = overlay(image, units, patch_pixels(block, size))
+        stages.setdefault(block.shape.stage, []).append((block.shape.name, units.mean(), shown))
+    rows = []
+    for stage, blocks in sorted(stages.items()):
+        mean = np.mean([shown for *_, shown in blocks], 0).astype(np.uint8)
+        cells = [(f'stage {stage + 1}, mean', np.mean([rate for _, rate, _ in blocks]), mean),
+                 *blocks]
+        rows += [cells[i:i + columns] for i in range(0, len(cells), columns)]
+    width = max(map(len, rows))
+    figure = Figure(figsize=(1.6 * width, 1.8 * size[0] / size[1] * len(rows)), dpi=100,
+                    layout='constrained')
+    for axes, cells in zip(figure.subplots(len(rows), width, squeeze=False), rows):
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (name, rate, shown) in zip(axes, cells):
+            axis.imshow(shown)
+            axis.set_title(f'{name}: {rate:.2f}', fontsize=7)
+    figure.savefig(path)
+
+
+def plot_block_rates(path, names, rates):
+    """Plot how much every block computed over a set: the mean, and the middle 80 % of images.
+
+    Args:
+        path (str | Path): PNG file to write.
+        names (Sequence[str]): Blocks that decide.
+        rates (np.ndarray): (blocks, images), shares of units computed.
+    """
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(max(6.0, 0.28 * len(names)), 3.6), dpi=100, layout='constrained')
+    axis, places = figure.subplots(), np.arange(len(names))
+    mean, (low, high) = rates.mean(1), np.percentile(rates, (10, 90), axis=1)
+    axis.bar(places, mean, color=COMPUTED)
+    axis.errorbar(places, mean, np.clip([mean - low, high - mean], 0, None), fmt='none',
+                  ecolor='black', elinewidth=0.8, capsize=2)
+    axis.set_xticks(places, names, rotation=90, fontsize=6)
+    axis.set(ylabel='share of units computed', ylim=(0, 1.05))
+    figure.savefig(path)
+
+
+def plot_fractions(path, fractions, groups=None):
+    """Plot how the FLOPs fraction is spread over a set's images.
+
+    Args:
+        path (str | Path): PNG file to write.
+        fractions (np.ndarray): (images,), FLOPs fraction of every image.
+        groups (dict[str, np.ndarray], optional): The same by class, drawn beside it.
+    """
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(9 if groups else 5, 3.4), dpi=100, layout='constrained')
+    axes = figure.subplots(1, 2 if groups else 1, squeeze=False)[0]
+    axes[0].hist(fractions, bins=30, color=COMPUTED)
+    axes[0].axvline(fractions.mean(), color='black', linewidth=0.8)
+    axes[0].set(xlabel='FLOPs fraction of an image', ylabel='images')
+    if groups:
+        names = sorted(groups, key=lambda name: groups[name].mean())
+        axes[1].boxplot([groups[name] for name in names], orientation='horizontal',
+                        showfliers=False)
+        axes[1].set_yticks(range(1, len(names) + 1), names, fontsize=7)
+        axes[1].set(xlabel='FLOPs fraction, by class')
+    figure.savefig(path)
+
+
+def save_record_picture(path, image, record, sample=0):
+    """Save the picture that suits what was skipped: overlays, or the units of every block."""
+    save = save_overlay_picture if has_overlays(record) else save_activation_picture
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save(path, image, record, sample)

@@ -270,7 +270,7 @@ def choose_granularities(args, predictors, settings):
         rows.append(sweep_row(best))
         details.append(dict(sweep_row(best), stages=stages))
     if not rows:
-        raise ValueError("--best needs --paradigm spatial or channel, which have a granularity")
+        raise ValueError('--best needs --paradigm spatial or channel, which have a granularity')
     print(format_table(rows, COLUMNS))
     write_outputs(args, [dict(best=details)], rows)
     if args.plot:

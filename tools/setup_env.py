@@ -34,7 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / 'requirements'
-STACK_FILES = ('build', 'torch', 'mmcv', 'openmmlab', 'demo', 'tests')
+STACK_FILES = ('build', 'torch', 'mmcv', 'openmmlab', 'demo', 'tests', 'dev')
 PYTHON_VERSIONS = ((3, 11), (3, 12))
 MMCV_CPU_MINUTES = 25
 
@@ -139,7 +139,8 @@ def build_stack(python, cache):
     say('installing torch (a download of about 3 GB the first time)')
     pip_install(python, '-r', PINS / 'torch.txt')
     say('installing mmdet, mmpretrain and the test tools')
-    pip_install(python, *[f'-r{PINS / name}.txt' for name in ('openmmlab', 'demo', 'tests')])
+    rest = [name for name in STACK_FILES if name not in ('build', 'torch', 'mmcv')]
+    pip_install(python, *[f'-r{PINS / name}.txt' for name in rest])
     install_mmcv(python, cache)
     run([python, '-P', ROOT / 'laud_mm' / 'utils' / 'stack.py'])
 

@@ -11,7 +11,8 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from laud_mm.results import configured_target, write_results
-from laud_mm.utils.run import check_data, load_config, parse_run_arguments, use_cpu_processes
+from laud_mm.utils.run import (WorkDirError, check_data, check_work_dir, load_config,
+                               parse_run_arguments, use_cpu_processes)
 
 
 def parse_args():
@@ -35,7 +36,8 @@ def main():
         check_data(cfg, ['test_dataloader'])
         if '://' not in args.checkpoint and not os.path.isfile(args.checkpoint):
             raise FileNotFoundError(f'checkpoint must be an existing file, got {args.checkpoint}')
-    except FileNotFoundError as error:
+        check_work_dir(cfg)
+    except (FileNotFoundError, WorkDirError) as error:
         sys.exit(f'error: {error}')
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.execution:

@@ -10,8 +10,8 @@ require_stack()  # first: a wrong stack fails at the imports below, and names no
 from mmengine.runner import Runner
 
 from laud_mm.checkpoints import find_resumable
-from laud_mm.utils.run import (check_data, check_teacher, enable_amp, load_config,
-                               parse_run_arguments, use_cpu_processes)
+from laud_mm.utils.run import (WorkDirError, check_data, check_teacher, check_work_dir, enable_amp,
+                               load_config, parse_run_arguments, use_cpu_processes)
 
 
 def parse_args():
@@ -35,7 +35,8 @@ def main():
             raise FileNotFoundError(f'--resume must be an existing checkpoint, got {args.resume}')
         if args.auto_scale_lr and 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config')
-    except (FileNotFoundError, ValueError) as error:
+        check_work_dir(cfg)
+    except (FileNotFoundError, ValueError, WorkDirError) as error:
         sys.exit(f'error: {error}')
     if args.amp:
         enable_amp(cfg)

@@ -44,7 +44,7 @@ def _check_keys(state_dict, names, *patterns):
     return state_dict
 
 
-def convert_laudnet(state_dict):
+def convert_laudnet(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the keys of a released LAUDNet ResNet or RegNet checkpoint to ours.
 
     Args:
@@ -144,7 +144,9 @@ class Conversion:
     dropped: Tuple[str, ...]
 
 
-def convert_file(source, src, dst, prefix='', target='laud', backbone=None, trust=False):
+def convert_file(source: str, src: str | Path, dst: str | Path, prefix: str = '',
+                 target: str = 'laud', backbone: dict | None = None,
+                 trust: bool = False) -> Conversion:
     """Convert a checkpoint file; nothing is written unless all of it converts.
 
     Args:

@@ -1,4 +1,6 @@
 """Start a backbone from a checkpoint, and say key by key what does not fit."""
+from typing import Any
+
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
@@ -34,7 +36,8 @@ def read_backbone(checkpoint, prefix=None, map_location='cpu'):
     return own
 
 
-def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
+def load_pretrained(backbone: Any, checkpoint: str, prefix: str | None = None,
+                    map_location: str = 'cpu') -> None:
     """Load a backbone's weights as `init_cfg=dict(type='Pretrained', ...)` says.
 
     Maskers that the checkpoint does not hold keep their fresh weights, and keys
@@ -42,7 +45,9 @@ def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
 
     Args:
         backbone (LAUDBackbone): Loaded in place, all of it or nothing.
-        checkpoint, prefix, map_location: See `read_backbone`.
+        checkpoint (str): See `read_backbone`.
+        prefix (str, optional): See there.
+        map_location (str): See there.
 
     Raises:
         CheckpointError: If a weight of the static network is missing, or any
@@ -52,8 +57,8 @@ def load_pretrained(backbone, checkpoint, prefix=None, map_location='cpu'):
     own = backbone.state_dict()
     # Older checkpoints lack the counters of batch norms, which inference does not read.
     missing = [k for k in own if k not in weights and not k.endswith('num_batches_tracked')]
-    maskers = {id(p) for masker in backbone.maskers() for p in masker.parameters()}
-    maskers = {name for name, p in backbone.named_parameters() if id(p) in maskers}
+    own_ids = {id(p) for masker in backbone.maskers() for p in masker.parameters()}
+    maskers = {name for name, p in backbone.named_parameters() if id(p) in own_ids}
     fresh = [k for k in missing if k in maskers]
     static = [k for k in missing if k not in maskers]
     shapes = [f'{k}: {tuple(weights[k].shape)}, the backbone has {tuple(own[k].shape)}'

@@ -4,6 +4,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read safely, or does not fit."""
 
 
-def load_state_dict(path, trust=False):
+def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint file without running any code in it.
 
     Args:
@@ -52,7 +53,7 @@ def load_state_dict(path, trust=False):
     return dict(content)
 
 
-def save_state_dict(state_dict, path):
+def save_state_dict(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
     """Write weights so that the file is there complete or not at all.
 
     Args:
@@ -96,7 +97,7 @@ def _history_statistic(owner, name):
     return getattr(owner, name)
 
 
-def allow_runner_types():
+def allow_runner_types() -> None:
     """Let safe loading read what mmengine's Runner puts into its checkpoints.
 
     torch >= 2.6 loads weights only; a Runner checkpoint also holds log
@@ -105,6 +106,8 @@ def allow_runner_types():
     """
     import numpy as np
     from mmengine.logging import HistoryBuffer
+    reconstruct: Any
+    scalar: Any
     reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(t)) for t in ('f2', 'f4', 'f8', 'i4', 'i8', 'u8', 'bool')]
     torch.serialization.add_safe_globals([
@@ -124,7 +127,7 @@ def is_complete(path):
         return False
 
 
-def find_resumable(work_dir):
+def find_resumable(work_dir: str | Path) -> Path | None:
     """The newest complete checkpoint of a training.
 
     Args:

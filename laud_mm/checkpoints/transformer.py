@@ -62,7 +62,7 @@ def _scale_queries(qkv, factor):
     return torch.cat([queries * factor, rest])
 
 
-def convert_adavit(state_dict):
+def convert_adavit(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the keys of a released AdaViT T2T-ViT checkpoint to ours.
 
     Args:
@@ -90,7 +90,7 @@ def convert_adavit(state_dict):
     return convert_t2t_vit(joined)
 
 
-def convert_t2t_vit(state_dict):
+def convert_t2t_vit(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Rename the keys of a released T2T-ViT checkpoint to ours.
 
     Args:
@@ -110,7 +110,7 @@ def convert_t2t_vit(state_dict):
     return _checked(_rescale_stem(converted), 'T2T-ViT')
 
 
-def convert_mmcls_t2t_vit(state_dict):
+def convert_mmcls_t2t_vit(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Turn an mmcls 0.x `T2T_ViT`, such as mmpretrain's released T2T-ViT-t's, into ours.
 
     Those of mmpretrain 1.x need no conversion, see `adapt_mmpretrain`.

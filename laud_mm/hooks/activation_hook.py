@@ -4,6 +4,7 @@ import math
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from torch import nn
 
 from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs.arguments import check_choice
@@ -69,8 +70,9 @@ class ActivationHook(Hook):
     """
     priority = 'NORMAL'
 
-    def __init__(self, target=None, weight=None, bounds=None,
-                 temperature=dict(type='auto'), interval=50, loss=None):
+    def __init__(self, target: float | None = None, weight: float | None = None,
+                 bounds: bool | None = None, temperature: dict = dict(type='auto'),
+                 interval: int = 50, loss: dict | None = None):
         own = dict(target=target, weight=weight, bounds=bounds)
         own = {name: value for name, value in own.items() if value is not None}
         if loss and own:
@@ -84,7 +86,7 @@ class ActivationHook(Hook):
         self._backbone = self._handle = self._cost = self._fraction = None
         self._progress = 0.0
 
-    def attach(self, model):
+    def attach(self, model: nn.Module) -> None:
         """Add the activation loss to what a model returns in `mode='loss'`.
 
         Args:

@@ -1,11 +1,14 @@
 """AtomicCheckpointHook: a kill at any moment leaves a complete checkpoint to resume from."""
 import os
+from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
 from laud_mm.registry import HOOKS
+
+from .random_state import RandomState
 
 
 class AtomicLocalBackend(LocalBackend):
@@ -33,11 +36,30 @@ class AtomicCheckpointHook(CheckpointHook):
 
     Files are written under another name and renamed when complete; old ones
     (`max_keep_ckpts`, `save_best`) are removed only after the new one is there.
+    The state of the random numbers is part of a checkpoint (of one process), so
+    that a resumed training without workers ends where an uninterrupted one does.
     Arguments as mmengine's; files are local.
     """
 
-    def __init__(self, *args, backend_args=None, **kwargs):
+    def __init__(self, *args: Any, backend_args: dict | None = None, **kwargs: Any):
         super().__init__(*args, backend_args=backend_args or dict(backend='laud_atomic'), **kwargs)
+        self._random_state = RandomState()
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        self._random_state.save(checkpoint)
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        if runner._resume:
+            self._random_state.load(checkpoint)
+
+    def before_train_epoch(self, runner):
+        self._random_state.begin_epoch(runner.train_loop)
+
+    def before_val(self, runner):
+        self._random_state.begin_val()
+
+    def after_val(self, runner):
+        self._random_state.end_val()
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         stale = []

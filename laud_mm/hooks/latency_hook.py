@@ -1,4 +1,5 @@
 """LatencyHook: what the backbone computed on a validation set, and how long it took."""
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -49,7 +50,9 @@ class LatencyHook(Hook):
     """
     priority = 'NORMAL'
 
-    def __init__(self, interval=1, warmup=2, repeats=1, out_dir=None, devices=(), batch=None):
+    def __init__(self, interval: int = 1, warmup: int = 2, repeats: int = 1,
+                 out_dir: str | None = None, devices: str | Sequence[str] = (),
+                 batch: int | None = None):
         for field, value, low in (('interval', interval, 0), ('warmup', warmup, 0),
                                   ('repeats', repeats, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -61,7 +64,8 @@ class LatencyHook(Hook):
         names = [devices] if isinstance(devices, str) else devices
         # Made here, so that an unknown device stops a run before it starts.
         self.predictors = [load_predictor(name) for name in names]
-        self._handle, self._inputs, self._timing = None, [], False
+        self._handle, self._timing = None, False
+        self._inputs: list[torch.Tensor] = []
 
     def _start(self, runner):
         self._stop()  # an evaluation that failed may have left its hook

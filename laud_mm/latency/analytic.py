@@ -1,5 +1,9 @@
 """AnalyticPredictor: latency from op specs, rates and a hardware entry alone."""
-from laud_mm.specs import Rates
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from laud_mm.specs import NetworkSpec, Rates
 from laud_mm.specs.arguments import check_fraction
 
 from .hardware import Hardware, load_hardware
@@ -70,7 +74,7 @@ class AnalyticPredictor:
         fusions (Sequence[str]): Which of 'masker_conv1', 'gather_conv2' and
             'scatter_add' are on.
 
-    Example:
+    Examples:
         >>> from laud_mm.latency import AnalyticPredictor
         >>> from laud_mm.specs import resnet_spec
         >>> predictor = AnalyticPredictor('V100', published=True)
@@ -79,7 +83,8 @@ class AnalyticPredictor:
         0.47
     """
 
-    def __init__(self, device, precision='fp32', published=False, fusions=FUSIONS):
+    def __init__(self, device: str | Path | Hardware, precision: str = 'fp32',
+                 published: bool = False, fusions: Sequence[str] = FUSIONS):
         self.hardware = device if isinstance(device, Hardware) else load_hardware(device)
         if published and precision != 'fp32':
             raise ValueError(f"precision must be 'fp32' in published mode, got {precision!r}")
@@ -88,7 +93,8 @@ class AnalyticPredictor:
         self.mode = 'published' if published else 'analytic'
         self.name = self.hardware.name
 
-    def predict(self, network, rates=1.0, batch=None, about=None):
+    def predict(self, network: NetworkSpec, rates: Any = 1.0, batch: int | None = None,
+                about: dict | None = None) -> LatencyReport:
         """Predict a backbone.
 
         Args:

@@ -49,11 +49,11 @@ class Hardware:
     title: str = ''
 
     @property
-    def precisions(self):
+    def precisions(self) -> tuple[str, ...]:
         """Precisions that the device computes in."""
         return tuple(p for p in PRECISIONS if p == 'fp32' or p in self.tensor_tflops)
 
-    def macs_per_cycle(self, precision):
+    def macs_per_cycle(self, precision: str) -> float:
         """Multiply-adds per cycle of one engine, in a precision."""
         check_choice(f'precision ({self.name})', precision, self.precisions)
         if precision not in self.tensor_tflops:
@@ -61,17 +61,17 @@ class Hardware:
         return self.tensor_tflops[precision] * 1e3 / (2 * self.engines * self.clock_ghz)
 
     @staticmethod
-    def element_bytes(precision):
+    def element_bytes(precision: str) -> int:
         """Size of one value in memory."""
         return _BYTES[precision]
 
 
-def known_devices():
+def known_devices() -> list[str]:
     """Names of the devices that come with the package."""
     return sorted(path.stem for path in DATA.glob('*.json'))
 
 
-def load_hardware(device):
+def load_hardware(device: str | Path) -> Hardware:
     """Read a device.
 
     Args:
@@ -88,7 +88,7 @@ def load_hardware(device):
     known = {name.lower(): name for name in known_devices()}
     path = Path(device)
     if str(device).lower() in known:
-        path = DATA / f'{known[device.lower()]}.json'
+        path = DATA / f'{known[str(device).lower()]}.json'
     elif not path.is_file():
         raise ValueError(f'device must be one of {", ".join(known.values())}, or the path of a '
                          f'device or calibration file, got {str(device)!r}')

@@ -98,7 +98,7 @@ def measure_interleaved(programs, device, warmup=5, repeats=30, first=0) -> Tupl
     for _ in range(warmup):
         for name in names:
             programs[name]()
-    samples = {name: [] for name in names}
+    samples: dict[str, list[float]] = {name: [] for name in names}
     for i in range(repeats):
         # Alternate who goes first: the second finds other caches.
         for name in names if (i + first) % 2 == 0 else names[::-1]:

@@ -24,7 +24,7 @@ def format_table(rows, columns):
 
 
 @contextmanager
-def _replacing(path):
+def replacing(path):
     """Write beside `path`, then take its place: complete or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,14 +38,14 @@ def _replacing(path):
 
 def write_json(content, path):
     """Write JSON, complete or not at all."""
-    with _replacing(path) as part:
+    with replacing(path) as part:
         part.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def write_csv(rows, path):
     """Write rows as CSV with a heading, complete or not at all."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with _replacing(path) as part, open(part, 'w', newline='') as file:
+    with replacing(path) as part, open(part, 'w', newline='') as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
@@ -61,7 +61,7 @@ def figure(path, width=6.0, height=4.0):
     try:
         yield axes
         fig.tight_layout()
-        with _replacing(path) as part:
+        with replacing(path) as part:
             fig.savefig(part, dpi=120)
     finally:
         pyplot.close(fig)

@@ -46,15 +46,15 @@ class BlockLatency:
     static_ops: Tuple[OpLatency, ...]
 
     @property
-    def latency_ms(self):
+    def latency_ms(self) -> float:
         return total_ms(self.ops)
 
     @property
-    def static_latency_ms(self):
+    def static_latency_ms(self) -> float:
         return total_ms(self.static_ops)
 
     @property
-    def skipping_pays(self):
+    def skipping_pays(self) -> bool:
         """Whether the dynamic block is predicted to be faster than the dense one."""
         return self.latency_ms < self.static_latency_ms
 
@@ -81,31 +81,31 @@ class LatencyReport:
     about: Dict = field(default_factory=dict)
 
     @property
-    def blocks_latency_per_image_ms(self):
+    def blocks_latency_per_image_ms(self) -> float:
         """Residual blocks only, as in the papers' predictor."""
         return sum(b.latency_ms for b in self.blocks) / self.batch
 
     @property
-    def static_blocks_latency_per_image_ms(self):
+    def static_blocks_latency_per_image_ms(self) -> float:
         return sum(b.static_latency_ms for b in self.blocks) / self.batch
 
     @property
-    def latency_per_image_ms(self):
+    def latency_per_image_ms(self) -> float:
         """The whole backbone."""
         return total_ms(self.outside) / self.batch + self.blocks_latency_per_image_ms
 
     @property
-    def static_latency_per_image_ms(self):
+    def static_latency_per_image_ms(self) -> float:
         return total_ms(self.outside) / self.batch + self.static_blocks_latency_per_image_ms
 
     @property
-    def ratio(self):
+    def ratio(self) -> float:
         """Dynamic over static, of the whole backbone."""
         return self.latency_per_image_ms / self.static_latency_per_image_ms
 
-    def stages(self):
+    def stages(self) -> list[dict[str, float]]:
         """Per stage: dict of `latency_per_image_ms` and `static_latency_per_image_ms`."""
-        stages = {}
+        stages: dict[int, dict[str, float]] = {}
         for block in self.blocks:
             sums = stages.setdefault(block.stage, dict(latency_per_image_ms=0.0,
                                                        static_latency_per_image_ms=0.0))
@@ -113,7 +113,7 @@ class LatencyReport:
             sums['static_latency_per_image_ms'] += block.static_latency_ms / self.batch
         return [dict(stage=stage + 1, **sums) for stage, sums in sorted(stages.items())]
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
         """Everything, ready for JSON."""
         def per_image(latencies):
             return [ms / self.batch for ms in latencies]
@@ -136,7 +136,7 @@ class LatencyReport:
                          static_ops=[asdict(o) for o in b.static_ops]) for b in self.blocks],
             outside=[asdict(o) for o in self.outside])
 
-    def rows(self):
+    def rows(self) -> list[dict]:
         """One flat dict per op, for CSV; latencies in ms per batch."""
         rows = []
         for block in self.blocks:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from .arguments import check_choice, per_stage
-from .opspec import OpSpec, Rates
+from .opspec import OpSpec, Rates, Size
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
 CHANNEL_MASKERS = ('mlp', 'linear', 'conv_linear')
@@ -92,38 +92,38 @@ class BottleneckShape:
                 f'{self.channel_granularity} for width {self.width} ({self.name})')
 
     @property
-    def spatial_skipping(self):
+    def spatial_skipping(self) -> bool:
         return self.paradigm in ('spatial', 'both')
 
     @property
-    def channel_skipping(self):
+    def channel_skipping(self) -> bool:
         return self.paradigm in ('channel', 'both')
 
     @property
-    def layer_skipping(self):
+    def layer_skipping(self) -> bool:
         return self.paradigm == 'layer'
 
     @property
-    def stride1(self):
+    def stride1(self) -> int:
         """Stride of conv1."""
         return self.stride if self.stride_in_conv1 else 1
 
     @property
-    def stride2(self):
+    def stride2(self) -> int:
         """Stride of conv2."""
         return 1 if self.stride_in_conv1 else self.stride
 
     @property
-    def channel_groups(self):
+    def channel_groups(self) -> int:
         """Number of channel groups that the masker decides on."""
         return self.width // self.channel_granularity
 
     @property
-    def masker_hidden(self):
+    def masker_hidden(self) -> int:
         """Hidden units of the 'mlp' channel masker (method, section 2)."""
         return max(self.channel_groups // self.masker_reduction, 16)
 
-    def tiles_pay(self, granularity):
+    def tiles_pay(self, granularity: int) -> bool:
         """Whether Winograd's F(2x2, 3x3) suits conv2 on patches of S x S, S = `granularity`.
 
         A tile of 2x2 outputs costs 16 products instead of 36; patches of odd
@@ -133,19 +133,19 @@ class BottleneckShape:
         return (self.stride2 == self.dilation == self.groups == 1
                 and 16 * tiles**2 < 8 * granularity**2)
 
-    def mid_size(self, in_size):
+    def mid_size(self, in_size: Size) -> Size:
         """Height and width of conv1's output, which conv2 reads."""
         return tuple(ceil_div(n, self.stride1) for n in in_size)
 
-    def out_size(self, in_size):
+    def out_size(self, in_size: Size) -> Size:
         """Height and width of the block's output."""
         return tuple(ceil_div(n, self.stride) for n in in_size)
 
-    def grid_size(self, in_size):
+    def grid_size(self, in_size: Size) -> Size:
         """Height and width of the patch grid: ceil(output / S)."""
         return tuple(ceil_div(n, self.spatial_granularity) for n in self.out_size(in_size))
 
-    def expected_rates(self, rate, in_size=None):
+    def expected_rates(self, rate: float, in_size: Size | None = None) -> Rates:
         """Activation rates to expect when units are on independently with a probability.
 
         Args:
@@ -177,7 +177,7 @@ class BottleneckShape:
         counts = Counter(a * b for a in readers for b in readers)
         return sum(n * (1 - (1 - rate)**k) for k, n in counts.items()) / side**2
 
-    def op_specs(self, in_size):
+    def op_specs(self, in_size: Size) -> tuple[OpSpec, ...]:
         """Describe the block's work on one image.
 
         Args:
@@ -248,3 +248,6 @@ class BottleneckShape:
             ops.append(op('channel_masker.fc2', 'linear', hidden or self.in_channels, logits,
                           one, one))
         return tuple(ops)
+
+
+Stages = tuple[tuple[BottleneckShape, ...], ...]  # the blocks of every stage

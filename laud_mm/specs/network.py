@@ -1,8 +1,9 @@
 """NetworkSpec: a backbone as a stem and a chain of blocks with known sizes."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Tuple
 
-from .opspec import OpSpec, static_flops
+from .opspec import OpSpec, Rates, Size, static_flops
 
 
 @dataclass(frozen=True)
@@ -15,19 +16,19 @@ class BlockSpec:
         ops (tuple[OpSpec, ...]): The block's work on one image.
     """
     shape: Any
-    in_size: Tuple[int, int]
+    in_size: Size
     ops: Tuple[OpSpec, ...]
 
     @classmethod
-    def of(cls, shape, in_size):
+    def of(cls, shape: Any, in_size: Size) -> 'BlockSpec':
         """Describe the block of the given shape at an input size."""
         return cls(shape, tuple(in_size), shape.op_specs(tuple(in_size)))
 
     @property
-    def name(self):
+    def name(self) -> str:
         return self.shape.name
 
-    def expected_rates(self, rate):
+    def expected_rates(self, rate: float) -> Rates:
         """`Rates` of the block for a share of units on."""
         return self.shape.expected_rates(rate, self.in_size)
 
@@ -46,7 +47,8 @@ class NetworkSpec:
     tail: Tuple[OpSpec, ...] = ()
 
     @classmethod
-    def chain(cls, stem, shapes, in_size=None, tail=()):
+    def chain(cls, stem: Sequence[OpSpec], shapes: Sequence[Any],
+              in_size: Size | None = None, tail: Sequence[OpSpec] = ()) -> 'NetworkSpec':
         """Lay blocks one after another; each reads what the one before writes.
 
         Args:
@@ -63,7 +65,7 @@ class NetworkSpec:
         return cls(tuple(stem), tuple(blocks), tuple(tail))
 
     @property
-    def static_flops(self):
+    def static_flops(self) -> int:
         """Multiply-adds per image of the static counterpart."""
         return static_flops((*self.stem, *self.tail)) + sum(
             static_flops(b.ops) for b in self.blocks)

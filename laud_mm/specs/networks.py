@@ -1,5 +1,10 @@
 """Networks by name or by config, as specs."""
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from .arguments import check_choice
+from .network import NetworkSpec
+from .opspec import Size
 from .regnet import regnet_spec
 from .resnet import resnet_spec
 from .t2t_vit import t2t_vit_spec
@@ -18,8 +23,11 @@ def best_spatial_granularity(network):
     return BEST_SPATIAL_GRANULARITY.get(network, (4, 4, 2, 1))
 
 
-def network_spec(network, image_size=(224, 224), paradigm=None, spatial_granularity=None,
-                 channel_granularity=(2, 2, 2, 2), channel_masker='mlp'):
+def network_spec(network: str, image_size: Size = (224, 224),
+                 paradigm: str | Sequence[str | None] | None = None,
+                 spatial_granularity: int | Sequence[int] | None = None,
+                 channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
+                 channel_masker: str = 'mlp') -> NetworkSpec:
     """Op specs of a backbone by its name.
 
     Args:
@@ -41,15 +49,16 @@ def network_spec(network, image_size=(224, 224), paradigm=None, spatial_granular
         return t2t_vit_spec(network, image_size, paradigm=paradigm)
     if spatial_granularity is None:
         spatial_granularity = best_spatial_granularity(network)
-    kwargs = dict(paradigm=paradigm, channel_granularity=channel_granularity,
-                  spatial_granularity=spatial_granularity, channel_masker=channel_masker)
+    kwargs: dict[str, Any] = dict(
+        paradigm=paradigm, channel_granularity=channel_granularity,
+        spatial_granularity=spatial_granularity, channel_masker=channel_masker)
     if network in RESNETS:
         return resnet_spec(RESNETS[network], image_size, **kwargs)
     return regnet_spec(network, image_size, **kwargs)
 
 
 # Arguments of the backbones that change what they cost, and what else they may have.
-_BACKBONES = {
+_BACKBONES: dict[str, tuple[Callable, tuple[str, ...]]] = {
     'LAUDResNet': (resnet_spec, (
         'depth', 'in_channels', 'base_channels', 'stem_channels', 'num_stages', 'strides',
         'dilations', 'style', 'paradigm', 'spatial_granularity', 'channel_granularity')),
@@ -59,7 +68,7 @@ _BACKBONES = {
 }
 
 
-def backbone_spec(backbone, image_size=(224, 224)):
+def backbone_spec(backbone: dict, image_size: Size = (224, 224)) -> NetworkSpec:
     """Op specs of the backbone that a config describes.
 
     Args:

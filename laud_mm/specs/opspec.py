@@ -4,8 +4,11 @@ Nothing here imports torch: rates may be floats, NumPy arrays or tensors, and
 FLOPs come out as the same kind.
 """
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Tuple
+
+Size = Tuple[int, ...]  # (height, width)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Rates:
     token: Any = 1.0
 
     @property
-    def unit(self):
+    def unit(self) -> Any:
         """Share of the block that is computed: of samples, output positions, channels.
 
         Of a transformer block: of tokens, heads and its two branches.
@@ -70,8 +73,8 @@ class OpSpec:
     kind: str
     in_channels: int
     out_channels: int
-    in_size: Tuple[int, int]
-    out_size: Tuple[int, int]
+    in_size: Size
+    out_size: Size
     kernel_size: int = 1
     stride: int = 1
     dilation: int = 1
@@ -80,23 +83,23 @@ class OpSpec:
     dynamic: bool = False
 
     @property
-    def dense_flops(self):
+    def dense_flops(self) -> int:
         """Multiply-adds with everything on; operations that only move data count as none."""
         if self.kind not in ('conv', 'linear', 'matmul'):
             return 0
         return (self.out_size[0] * self.out_size[1] * self.out_channels
                 * (self.in_channels // self.groups) * self.kernel_size**2)
 
-    def flops(self, rates):
+    def flops(self, rates: Any) -> Any:
         """Multiply-adds at the given `Rates`."""
         return self.dense_flops * math.prod(getattr(rates, r) for r in self.scaled_by)
 
 
-def static_flops(ops):
+def static_flops(ops: Iterable[OpSpec]) -> int:
     """Multiply-adds of the static counterpart: everything on, no masker."""
     return sum(op.dense_flops for op in ops if not op.dynamic)
 
 
-def dynamic_flops(ops, rates):
+def dynamic_flops(ops: Iterable[OpSpec], rates: Rates | None) -> Any:
     """Multiply-adds at the given `Rates`, maskers included (method: F_dyn)."""
     return sum(op.flops(rates) for op in ops)

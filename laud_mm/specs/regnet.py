@@ -1,8 +1,11 @@
 """RegNetY as a table: the blocks of each network and the op specs of the whole net."""
+from collections.abc import Sequence
+from typing import Any
+
 from .arguments import check_choice, check_fraction, per_stage
-from .bottleneck import BottleneckShape, ceil_div, stage_paradigms
+from .bottleneck import BottleneckShape, Stages, ceil_div, stage_paradigms
 from .network import NetworkSpec
-from .opspec import OpSpec
+from .opspec import OpSpec, Size
 
 # Stages of the published networks; a conv2 group is `group_widths` channels wide.
 ARCHS = {
@@ -35,8 +38,10 @@ def _arch_settings(arch):
                                                         arch.get('se_ratio', SE_RATIO))
 
 
-def regnet_shapes(arch, paradigm=None, spatial_granularity=(4, 4, 2, 1),
-                  channel_granularity=(2, 2, 2, 2), channel_masker='mlp', masker_reduction=16):
+def regnet_shapes(arch: str | dict, paradigm: str | Sequence[str | None] | None = None,
+                  spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
+                  channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
+                  channel_masker: str = 'mlp', masker_reduction: int = 16) -> Stages:
     """List the bottleneck blocks of a LAUD-RegNetY, stage by stage.
 
     Args:
@@ -51,7 +56,7 @@ def regnet_shapes(arch, paradigm=None, spatial_granularity=(4, 4, 2, 1),
         masker_reduction (int): Groups per hidden unit of the 'mlp' masker.
 
     Returns:
-        tuple[tuple[BottleneckShape, ...], ...]: One tuple per stage.
+        Stages: One tuple per stage.
 
     Raises:
         ValueError: For an argument out of its range, with the field's name.
@@ -76,14 +81,15 @@ def regnet_shapes(arch, paradigm=None, spatial_granularity=(4, 4, 2, 1),
     return tuple(stages)
 
 
-def regnet_stem_specs(image_size, in_channels=3):
+def regnet_stem_specs(image_size: Size, in_channels: int = 3) -> tuple[OpSpec, ...]:
     """Op specs of the 3x3 stem."""
     half = tuple(ceil_div(n, 2) for n in image_size)
     return (OpSpec('stem.0', 'conv', in_channels, STEM_CHANNELS, tuple(image_size), half,
                    kernel_size=3, stride=2),)
 
 
-def regnet_spec(arch, image_size=(224, 224), in_channels=3, **kwargs):
+def regnet_spec(arch: str | dict, image_size: Size = (224, 224), in_channels: int = 3,
+                **kwargs: Any) -> NetworkSpec:
     """Op specs of a whole LAUD-RegNetY backbone; arguments as in `regnet_shapes`."""
     shapes = [shape for stage in regnet_shapes(arch, **kwargs) for shape in stage]
     return NetworkSpec.chain(regnet_stem_specs(image_size, in_channels), shapes)

@@ -1,17 +1,23 @@
 """ResNet as a table: the blocks of each depth and the op specs of the whole net."""
+from collections.abc import Sequence
+from typing import Any
+
 from .arguments import check_choice, per_stage
-from .bottleneck import BottleneckShape, ceil_div, stage_paradigms
+from .bottleneck import BottleneckShape, Stages, ceil_div, stage_paradigms
 from .network import NetworkSpec
-from .opspec import OpSpec
+from .opspec import OpSpec, Size
 
 STAGE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
 
 
-def resnet_shapes(depth, base_channels=64, stem_channels=None, num_stages=4,
-                  strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), style='pytorch',
-                  paradigm=None, spatial_granularity=(4, 4, 2, 1),
-                  channel_granularity=(2, 2, 2, 2), channel_masker='mlp', masker_reduction=16):
+def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None = None,
+                  num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
+                  dilations: Sequence[int] = (1, 1, 1, 1), style: str = 'pytorch',
+                  paradigm: str | Sequence[str | None] | None = None,
+                  spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
+                  channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
+                  channel_masker: str = 'mlp', masker_reduction: int = 16) -> Stages:
     """List the bottleneck blocks of a LAUD-ResNet, stage by stage.
 
     Args:
@@ -29,7 +35,7 @@ def resnet_shapes(depth, base_channels=64, stem_channels=None, num_stages=4,
         masker_reduction (int): Groups per hidden unit of the 'mlp' masker.
 
     Returns:
-        tuple[tuple[BottleneckShape, ...], ...]: One tuple per stage.
+        Stages: One tuple per stage.
 
     Raises:
         ValueError: For an argument out of its range, with the field's name.
@@ -62,7 +68,8 @@ def resnet_shapes(depth, base_channels=64, stem_channels=None, num_stages=4,
     return tuple(stages)
 
 
-def resnet_stem_specs(image_size, in_channels=3, stem_channels=64):
+def resnet_stem_specs(image_size: Size, in_channels: int = 3,
+                      stem_channels: int = 64) -> tuple[OpSpec, ...]:
     """Op specs of the 7x7 stem and its max pool."""
     half = tuple(ceil_div(n, 2) for n in image_size)
     quarter = tuple(ceil_div(n, 2) for n in half)
@@ -72,8 +79,9 @@ def resnet_stem_specs(image_size, in_channels=3, stem_channels=64):
                    kernel_size=3, stride=2))
 
 
-def resnet_spec(depth, image_size=(224, 224), in_channels=3, base_channels=64,
-                stem_channels=None, **kwargs):
+def resnet_spec(depth: int, image_size: Size = (224, 224), in_channels: int = 3,
+                base_channels: int = 64, stem_channels: int | None = None,
+                **kwargs: Any) -> NetworkSpec:
     """Op specs of a whole LAUD-ResNet backbone; arguments as in `resnet_shapes`."""
     stem_channels = stem_channels or base_channels
     stages = resnet_shapes(depth, base_channels, stem_channels, **kwargs)

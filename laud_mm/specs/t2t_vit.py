@@ -1,10 +1,11 @@
 """T2T-ViT as a table: its transformer blocks and the op specs of the whole net."""
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Tuple
 
 from .arguments import check_choice, check_positive_int
 from .network import NetworkSpec
-from .opspec import OpSpec, Rates
+from .opspec import OpSpec, Rates, Size
 
 T2T_VIT_ARCHS = {
     't2t_vit_14': dict(embed_dims=384, num_layers=14, num_heads=6, feedforward_channels=1152),
@@ -36,7 +37,7 @@ def t2t_vit_arch(arch):
     return dict(arch)
 
 
-def patch_grid(image_size):
+def patch_grid(image_size: Size) -> Size:
     """Rows and columns of patch tokens that an image of (height, width) becomes."""
     return _grids(image_size)[-1]
 
@@ -80,20 +81,20 @@ class TransformerShape:
     paradigms: Tuple[str, ...] = ()
 
     @property
-    def head_dims(self):
+    def head_dims(self) -> int:
         """Channels of a head."""
         return self.embed_dims // self.num_heads
 
     @property
-    def paradigm(self):
+    def paradigm(self) -> str | None:
         """What is skipped, as one word; None for a static block."""
         return '+'.join(self.paradigms) or None
 
-    def out_size(self, in_size):
+    def out_size(self, in_size: Size) -> Size:
         """Tokens written: those read."""
         return in_size
 
-    def expected_rates(self, rate, in_size=(197, 1)):
+    def expected_rates(self, rate: float, in_size: Size = (197, 1)) -> Rates:
         """Activation rates for a share of units on; the class token always stays.
 
         Args:
@@ -109,7 +110,7 @@ class TransformerShape:
             rates.update(attn=rate, mlp=rate)
         return Rates(**rates)
 
-    def op_specs(self, in_size):
+    def op_specs(self, in_size: Size) -> tuple[OpSpec, ...]:
         """Describe the block's work on one image of `in_size` = (tokens, 1)."""
         tokens, _ = in_size
         dims, hidden, heads = self.embed_dims, self.feedforward_channels, self.num_heads
@@ -143,7 +144,9 @@ class TransformerShape:
         return tuple(ops)
 
 
-def t2t_vit_shapes(arch, paradigm=None):
+def t2t_vit_shapes(
+        arch: str | dict,
+        paradigm: str | Sequence[str | None] | None = None) -> tuple[TransformerShape, ...]:
     """List the transformer blocks of a LAUD-T2T-ViT.
 
     The first block decides on tokens only (AdaViT).
@@ -152,12 +155,12 @@ def t2t_vit_shapes(arch, paradigm=None):
         arch (str | dict): A key of `T2T_VIT_ARCHS`, or a dict of the same form.
         paradigm (str | Sequence[str] | None): 'token', 'head', 'layer', several or none.
     """
-    arch, paradigms = t2t_vit_arch(arch), transformer_paradigms(paradigm)
+    own, paradigms = t2t_vit_arch(arch), transformer_paradigms(paradigm)
     first = tuple(p for p in paradigms if p == 'token')
     return tuple(
-        TransformerShape(f'encoder.{i}', 0, arch['embed_dims'], arch['num_heads'],
-                         arch['feedforward_channels'], paradigms if i else first)
-        for i in range(arch['num_layers']))
+        TransformerShape(f'encoder.{i}', 0, own['embed_dims'], own['num_heads'],
+                         own['feedforward_channels'], paradigms if i else first)
+        for i in range(own['num_layers']))
 
 
 def _performer_specs(name, tokens, in_channels, dims):
@@ -196,7 +199,8 @@ def _token_transformer_specs(name, tokens, in_channels, dims):
             op('mlp.fc2', 'linear', dims, dims), op('mlp.add', 'add', dims, dims)]
 
 
-def t2t_stem_specs(image_size, in_channels=3, token_dim=64, embed_dims=448, t2t_type='performer'):
+def t2t_stem_specs(image_size: Size, in_channels: int = 3, token_dim: int = 64,
+                   embed_dims: int = 448, t2t_type: str = 'performer') -> tuple[OpSpec, ...]:
     """Op specs of the tokens-to-token module and the projection.
 
     Three soft splits (`SOFT_SPLITS`); after each of the first two a Performer,
@@ -219,8 +223,9 @@ def t2t_stem_specs(image_size, in_channels=3, token_dim=64, embed_dims=448, t2t_
     return tuple(ops)
 
 
-def t2t_vit_spec(arch, image_size=(224, 224), in_channels=3, token_dim=64, paradigm=None,
-                 t2t_type='performer'):
+def t2t_vit_spec(arch: str | dict, image_size: Size = (224, 224), in_channels: int = 3,
+                 token_dim: int = 64, paradigm: str | Sequence[str | None] | None = None,
+                 t2t_type: str = 'performer') -> NetworkSpec:
     """Op specs of a whole LAUD-T2T-ViT backbone; arguments as in `t2t_vit_shapes`."""
     shapes = t2t_vit_shapes(arch, paradigm)
     dims = shapes[0].embed_dims

@@ -1,5 +1,6 @@
 """What tools/train.py and tools/test.py share: checks and config edits before any work."""
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -9,6 +10,10 @@ from mmengine.config import Config, DictAction
 
 class DataError(FileNotFoundError):
     """Data that a config names is not there."""
+
+
+class WorkDirError(OSError):
+    """The work dir cannot be written to."""
 
 
 def parse_run_arguments(parser):
@@ -66,6 +71,32 @@ def enable_amp(cfg):
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
+def check_work_dir(cfg):
+    """Raise WorkDirError if the work dir cannot be made, or nothing can be written into it.
+
+    A probe of 1 MiB also finds a full disk before the training does.
+    """
+    try:
+        Path(cfg.work_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.work_dir) as probe:
+            probe.write(bytes(1 << 20))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise WorkDirError(f'work_dir must be a folder that can be written to, got '
+                           f'{cfg.work_dir}: {error.strerror or error}') from error
+
+
+def _is_cut(path):
+    """Whether a JSON annotation file lacks its beginning or its end, as after a broken download."""
+    if path.suffix != '.json' or not path.is_file():
+        return False
+    with open(path, 'rb') as file:
+        start = file.read(64).lstrip()
+        file.seek(max(path.stat().st_size - 64, 0))
+        return start[:1] not in (b'{', b'[') or file.read().rstrip()[-1:] not in (b'}', b']')
+
+
 def _datasets(dataset):
     """The innermost datasets of a config, inside wrappers such as RepeatDataset."""
     inner = dataset.get('dataset') or dataset.get('datasets')
@@ -102,7 +133,7 @@ def _class_folder_problem(dataset, num_classes):
     if found and num_classes in (None, found):
         return None
     return (f'{folder} has {found} class folders, the model {num_classes} classes: set '
-            'model.head.num_classes and the datasets\' metainfo.classes, or ann_file')
+            "model.head.num_classes and the datasets' metainfo.classes, or ann_file")
 
 
 def check_teacher(cfg):
@@ -142,6 +173,8 @@ def check_data(cfg, loaders):
                 path = os.path.join(root, part)
                 if '://' not in path and not Path(path).exists():
                     missing.append(f'- {loader}: {Path(path)}')
+                elif _is_cut(Path(path)):
+                    missing.append(f'- {loader}: {path} is no complete JSON file')
             problem = _class_folder_problem(dataset, num_classes)
             if problem and f'- {loader}: {problem}' not in missing:
                 missing.append(f'- {loader}: {problem}')

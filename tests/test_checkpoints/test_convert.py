@@ -76,7 +76,7 @@ def test_foreign_keys_are_refused_and_nothing_is_written(tmp_path):
     _, released = released_state_dict('layer')
     released['encoder.weight'] = torch.zeros(1)
     torch.save(released, tmp_path / 'src.pth')
-    with pytest.raises(CheckpointError, match="1 of .* keys are not.*encoder.weight"):
+    with pytest.raises(CheckpointError, match='1 of .* keys are not.*encoder.weight'):
         convert_file('laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth')
     assert not (tmp_path / 'dst.pth').exists()
     with pytest.raises(CheckpointError, match='no conv1.weight'):

@@ -14,8 +14,8 @@ from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from laud_mm.hooks import ActivationHook  # noqa: E402
-from tests.toy import ToyClassifier, ToyImages, make_runner  # noqa: E402
+from laud_mm.hooks import ActivationHook
+from tests.toy import ToyClassifier, ToyImages, make_runner
 
 
 def main():

@@ -259,3 +259,13 @@ def test_an_editable_install_sees_a_new_config_and_op_at_once(installed, tmp_pat
         from mmengine.config import Config
         result = [laud_mm.ops.new.answer, Config.fromfile('mine.py').answer]
         """) == [42, 42]
+
+
+def test_the_index_that_mim_reads_names_configs_that_are_there(installed):
+    import yaml
+    mim = installed.package / '.mim'
+    imported = yaml.safe_load((mim / 'model-index.yml').read_text())['Import']
+    models = [model for path in imported
+              for model in yaml.safe_load((mim / path).read_text())['Models']]
+    assert len(models) > 70
+    assert all((mim / model['Config']).is_file() for model in models)

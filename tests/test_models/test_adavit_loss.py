@@ -104,7 +104,7 @@ def test_it_brings_the_rates_to_their_targets(make_net, targets):
     optimizer, loss, x = torch.optim.Adam(maskers, 0.1), AdaViTLoss(**targets), \
         torch.randn(32, 3, 32, 32)
     rates = []
-    for step in range(80):
+    for _ in range(80):
         net(x)
         cost = net.record.cost()
         optimizer.zero_grad()

@@ -123,7 +123,7 @@ def test_detectors_train_and_report_on_two_processes(detector, data_root, tmp_pa
         f"_base_ = '{ROOT}/configs/{detector}_laud_demo.py'\n"
         f'train_cfg = dict({loop}, max_iters=2, val_interval=2)\n'
         "train_dataloader = dict(sampler=dict(type='InfiniteSampler'))\n"
-        + "model = dict(panoptic_head=dict(in_channels=[32, 64, 128, 256]))\n"
+        + 'model = dict(panoptic_head=dict(in_channels=[32, 64, 128, 256]))\n'
         * (detector == 'mask2former'))
     left_out = ('train_cfg', *(['model.neck'] if detector == 'mask2former' else []))
     keep = [o for o in options(data_root) if not o.startswith(left_out)]

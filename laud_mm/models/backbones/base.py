@@ -1,13 +1,16 @@
 """What every LAUD backbone shares: execution, record, freezing, temperature."""
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laud_mm.checkpoints import load_pretrained
 from laud_mm.models.dynamic import ActivationRecord, MaskerSet
-from laud_mm.specs import NetworkSpec
+from laud_mm.specs import NetworkSpec, OpSpec, Size
 from laud_mm.specs.arguments import check_choice
 
 EXECUTIONS = ('auto', 'masked', 'skipping')
@@ -37,7 +40,8 @@ class LAUDBackbone(BaseModule):
             frozen too; None: those whose weights came from a checkpoint.
     """
 
-    def __init__(self, out_indices, num_stages, frozen_stages, norm_eval, execution, init_cfg):
+    def __init__(self, out_indices: Sequence[int], num_stages: int, frozen_stages: int,
+                 norm_eval: bool, execution: str, init_cfg: dict | list[dict] | None):
         super().__init__(init_cfg)
         if not (isinstance(out_indices, (list, tuple)) and out_indices
                 and all(i in range(num_stages) for i in out_indices)):
@@ -51,55 +55,55 @@ class LAUDBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.execution = check_choice('execution', execution, EXECUTIONS)
-        self.record = None
+        self.record: ActivationRecord | None = None
         self.override = None
         self.plan = None
         self.freeze_maskers = None
         self._as_static = False
 
-    def run_stem(self, x, folded):
+    def run_stem(self, x: Tensor, folded: bool) -> Tensor:
         """Run the stem, its norms `folded` or not: (N, 3, H, W) to the first block's input."""
         raise NotImplementedError
 
-    def stem_specs(self, image_size):
+    def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         """Op specs of the stem for an image of (height, width)."""
         raise NotImplementedError
 
-    def stem_modules(self):
+    def stem_modules(self) -> Sequence[nn.Module]:
         """Modules that `frozen_stages >= 0` freezes."""
         raise NotImplementedError
 
-    def stages(self):
+    def stages(self) -> list:
         """The stages in order: a list of modules, each an iterable of blocks."""
         raise NotImplementedError
 
-    def block_size(self, x):
+    def block_size(self, x: Tensor) -> Size:
         """Size of a block's input as its op specs count it: (height, width)."""
         return tuple(x.shape[-2:])
 
-    def format_output(self, x, index, image_size):
+    def format_output(self, x: Tensor, index: int, image_size: Size) -> Any:
         """What the backbone returns for stage `index`, given what its last block wrote."""
         return x
 
-    def blocks(self):
+    def blocks(self) -> list:
         """All blocks in order."""
         return [block for stage in self.stages() for block in stage]
 
-    def maskers(self):
+    def maskers(self) -> list[MaskerSet]:
         """The maskers of all dynamic blocks."""
         return [m for m in self.modules() if isinstance(m, MaskerSet)]
 
-    def set_temperature(self, temperature):
+    def set_temperature(self, temperature: float) -> None:
         """Set the Gumbel temperature of every masker."""
         for masker in self.maskers():
             masker.set_temperature(temperature)
 
-    def op_specs(self, image_size):
+    def op_specs(self, image_size: Size) -> NetworkSpec:
         """Describe the backbone's work on one image of (height, width): a `NetworkSpec`."""
         return NetworkSpec.chain(self.stem_specs(image_size), [b.shape for b in self.blocks()])
 
     @contextmanager
-    def as_static(self):
+    def as_static(self) -> 'Iterator[LAUDBackbone]':
         """Run as the `paradigm=None` network with the same weights: no masker, everything on."""
         previous, self._as_static = self._as_static, True
         try:
@@ -107,7 +111,7 @@ class LAUDBackbone(BaseModule):
         finally:
             self._as_static = previous
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple:
         """Compute the feature maps.
 
         Args:
@@ -159,7 +163,7 @@ class LAUDBackbone(BaseModule):
         self._freeze()
         self.is_init = True
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True):
         """Set training mode; frozen stages and, with `norm_eval`, norms stay in evaluation."""
         super().train(mode)
         self._freeze()
@@ -185,7 +189,7 @@ class LAUDBackbone(BaseModule):
     def _is_frozen(self, masker):
         return masker.loaded if self.freeze_maskers is None else self.freeze_maskers
 
-    def maskers_are_frozen(self):
+    def maskers_are_frozen(self) -> bool:
         """Whether the maskers of frozen stages are frozen with them."""
         frozen = [b for stage in self.stages()[:max(self.frozen_stages, 0)] for b in stage]
         maskers = [b.masker for b in frozen if b.masker is not None]

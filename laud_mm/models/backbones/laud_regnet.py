@@ -1,12 +1,14 @@
 """LAUD-RegNet: a RegNetY whose blocks decide per image what to compute."""
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import Sequential
 from torch import nn
 
+from laud_mm.models.dynamic import SqueezeExcitation
 from laud_mm.registry import MODELS
-from laud_mm.specs import regnet_shapes, regnet_stem_specs
+from laud_mm.specs import OpSpec, Size, regnet_shapes, regnet_stem_specs
 from laud_mm.specs.arguments import check_choice
 
 from .base import check_conv_cfg, check_norm_cfg
@@ -16,19 +18,20 @@ from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, mask
 class LAUDRegNetBottleneck(DynamicBottleneck):
     """The bottleneck block with torchvision's RegNet names."""
 
-    def name_modules(self, layers, shortcut, excitation):
+    def name_modules(self, layers: Sequence[tuple[nn.Module, nn.Module]],
+                     shortcut: nn.Sequential | None, excitation: SqueezeExcitation | None) -> None:
         self.proj = shortcut
         a, b, c = (nn.Sequential(*layer) for layer in layers)
         self.f = nn.ModuleDict(dict(a=a, b=b, c=c) if excitation is None
                                else dict(a=a, b=b, se=excitation, c=c))
 
-    def layers(self):
+    def layers(self) -> tuple:
         return self.f['a'], self.f['b'], self.f['c']
 
-    def shortcut(self):
+    def shortcut(self) -> nn.Sequential | None:
         return self.proj
 
-    def excitation(self):
+    def excitation(self) -> nn.Module | None:
         return self.f['se'] if 'se' in self.f else None
 
 
@@ -68,7 +71,7 @@ class LAUDRegNet(BottleneckBackbone):
     Raises:
         ValueError: For an argument out of its range, with the field's name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from laud_mm.models.backbones import LAUDRegNet
         >>> net = LAUDRegNet('regnety_400mf', paradigm='channel').eval()
@@ -76,11 +79,15 @@ class LAUDRegNet(BottleneckBackbone):
         [(1, 48, 16, 16), (1, 104, 8, 8), (1, 208, 4, 4), (1, 440, 2, 2)]
     """
 
-    def __init__(self, arch, in_channels=3, out_indices=(0, 1, 2, 3), frozen_stages=-1,
-                 conv_cfg=None, norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False,
-                 with_cp=False, zero_init_residual=True, paradigm='layer',
-                 spatial_granularity=(4, 4, 2, 1), channel_granularity=(2, 2, 2, 2), masker=None,
-                 se_pool='computed', execution='auto', plan=None, init_cfg=None):
+    def __init__(self, arch: str | dict, in_channels: int = 3,
+                 out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1,
+                 conv_cfg: dict | None = None, norm_cfg: dict = dict(type='BN', requires_grad=True),
+                 norm_eval: bool = False, with_cp: bool = False, zero_init_residual: bool = True,
+                 paradigm: str | Sequence[str | None] | None = 'layer',
+                 spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
+                 channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
+                 masker: dict | None = None, se_pool: str = 'computed', execution: str = 'auto',
+                 plan: str | None = None, init_cfg: dict | list[dict] | None = None):
         masker = masker_settings(masker)
         shapes = regnet_shapes(arch, paradigm, spatial_granularity, channel_granularity,
                                masker['channel'], masker['reduction'])
@@ -105,11 +112,11 @@ class LAUDRegNet(BottleneckBackbone):
             for stage, stage_shapes in enumerate(shapes, 1)))
         self._freeze()
 
-    def stem_specs(self, image_size):
+    def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return regnet_stem_specs(image_size, self.in_channels)
 
-    def stem_modules(self):
+    def stem_modules(self) -> Sequence[nn.Module]:
         return tuple(self.stem)
 
-    def stages(self):
+    def stages(self) -> list:
         return list(self.trunk_output)

@@ -1,10 +1,13 @@
 """LAUD-ResNet: a ResNet whose blocks decide per image what to compute."""
+from collections.abc import Sequence
+
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import Sequential
-from torch import nn
+from torch import Tensor, nn
 
+from laud_mm.models.dynamic import SqueezeExcitation
 from laud_mm.registry import MODELS
-from laud_mm.specs import resnet_shapes, resnet_stem_specs
+from laud_mm.specs import OpSpec, Size, resnet_shapes, resnet_stem_specs
 
 from .base import check_conv_cfg, check_norm_cfg
 from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, masker_settings
@@ -13,17 +16,18 @@ from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, mask
 class LAUDBottleneck(DynamicBottleneck):
     """The bottleneck block with torchvision's ResNet names."""
 
-    def name_modules(self, layers, shortcut, excitation):
+    def name_modules(self, layers: Sequence[tuple[nn.Module, nn.Module]],
+                     shortcut: nn.Sequential | None, excitation: SqueezeExcitation | None) -> None:
         (self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3) = layers
         self.downsample, self.se = shortcut, excitation
 
-    def layers(self):
+    def layers(self) -> tuple:
         return (self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)
 
-    def shortcut(self):
+    def shortcut(self) -> nn.Sequential | None:
         return self.downsample
 
-    def excitation(self):
+    def excitation(self) -> SqueezeExcitation | None:
         return self.se
 
 
@@ -67,7 +71,7 @@ class LAUDResNet(BottleneckBackbone):
     Raises:
         ValueError: For an argument out of its range, with the field's name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from laud_mm.models.backbones import LAUDResNet
         >>> net = LAUDResNet(50, paradigm='layer').eval()
@@ -75,13 +79,19 @@ class LAUDResNet(BottleneckBackbone):
         [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
     """
 
-    def __init__(self, depth, in_channels=3, stem_channels=None, base_channels=64, num_stages=4,
-                 strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), out_indices=(0, 1, 2, 3),
-                 style='pytorch', frozen_stages=-1, conv_cfg=None,
-                 norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False, with_cp=False,
-                 zero_init_residual=True, paradigm='layer', spatial_granularity=(4, 4, 2, 1),
-                 channel_granularity=(2, 2, 2, 2), masker=None, mask_before_norm=False,
-                 execution='auto', plan=None, init_cfg=None):
+    def __init__(self, depth: int, in_channels: int = 3, stem_channels: int | None = None,
+                 base_channels: int = 64, num_stages: int = 4,
+                 strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
+                 out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch',
+                 frozen_stages: int = -1, conv_cfg: dict | None = None,
+                 norm_cfg: dict = dict(type='BN', requires_grad=True), norm_eval: bool = False,
+                 with_cp: bool = False, zero_init_residual: bool = True,
+                 paradigm: str | Sequence[str | None] | None = 'layer',
+                 spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
+                 channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
+                 masker: dict | None = None, mask_before_norm: bool = False,
+                 execution: str = 'auto', plan: str | None = None,
+                 init_cfg: dict | list[dict] | None = None):
         masker = masker_settings(masker)
         stem_channels = stem_channels or base_channels
         shapes = resnet_shapes(
@@ -102,14 +112,14 @@ class LAUDResNet(BottleneckBackbone):
                 masker['noise'])))
         self._freeze()
 
-    def run_stem(self, x, folded):
+    def run_stem(self, x: Tensor, folded: bool) -> Tensor:
         return self.maxpool(super().run_stem(x, folded))
 
-    def stem_specs(self, image_size):
+    def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return resnet_stem_specs(image_size, self.in_channels, self.stem_channels)
 
-    def stem_modules(self):
+    def stem_modules(self) -> Sequence[nn.Module]:
         return self.conv1, self.bn1
 
-    def stages(self):
+    def stages(self) -> list:
         return [getattr(self, f'layer{i + 1}') for i in range(self.num_stages)]

@@ -1,16 +1,20 @@
 """LAUD-T2T-ViT: a T2T-ViT whose blocks decide per image what to compute."""
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import ModuleList
 from mmengine.model.weight_init import trunc_normal_
-from torch import nn
+from torch import Tensor, nn
 
 from laud_mm.checkpoints.transformer import adapt_mmpretrain
 from laud_mm.models.dynamic import TransformerDecision
 from laud_mm.models.dynamic.transformer import TransformerMasker, run_masked, run_skipping
 from laud_mm.registry import MODELS
-from laud_mm.specs import patch_grid, t2t_stem_specs, t2t_vit_shapes, t2t_vit_spec
+from laud_mm.specs import (NetworkSpec, OpSpec, Size, patch_grid, t2t_stem_specs, t2t_vit_shapes,
+                           t2t_vit_spec)
 from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
 
 from .base import LAUDBackbone
@@ -95,7 +99,7 @@ class LAUDT2TViT(LAUDBackbone):
     Raises:
         ValueError: For an argument out of its range, with the field's name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from laud_mm.models.backbones import LAUDT2TViT
         >>> net = LAUDT2TViT('t2t_vit_14', paradigm=('token', 'head', 'layer')).eval()
@@ -103,10 +107,13 @@ class LAUDT2TViT(LAUDBackbone):
         [(1, 384)]
     """
 
-    def __init__(self, arch, img_size=224, in_channels=3, token_dim=64, t2t_type='performer',
-                 out_indices=-1, out_type='cls_token', frozen_stages=-1, qkv_bias=False,
-                 drop_rate=0., attn_drop_rate=0., drop_path_rate=0., with_cp=False,
-                 paradigm='layer', noise=True, execution='auto', init_cfg=None):
+    def __init__(self, arch: str | dict, img_size: int = 224, in_channels: int = 3,
+                 token_dim: int = 64, t2t_type: str = 'performer',
+                 out_indices: int | Sequence[int] = -1, out_type: str = 'cls_token',
+                 frozen_stages: int = -1, qkv_bias: bool = False, drop_rate: float = 0.,
+                 attn_drop_rate: float = 0., drop_path_rate: float = 0., with_cp: bool = False,
+                 paradigm: str | Sequence[str | None] | None = 'layer', noise: bool = True,
+                 execution: str = 'auto', init_cfg: dict | list[dict] | None = None):
         shapes = t2t_vit_shapes(arch, paradigm)
         depth, dims = len(shapes), shapes[0].embed_dims
         out_indices = (out_indices,) if isinstance(out_indices, int) else out_indices
@@ -140,31 +147,31 @@ class LAUDT2TViT(LAUDBackbone):
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
         self._freeze()
 
-    def run_stem(self, x, folded):
+    def run_stem(self, x: Tensor, folded: bool) -> Tensor:
         grid = patch_grid(x.shape[-2:])
         x = self.tokens_to_token(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
         return self.drop_after_pos(
             x + resize_positions(self.pos_embed, patch_grid(self.img_size), grid))
 
-    def stem_specs(self, image_size):
+    def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return t2t_stem_specs(image_size, self.in_channels, self.token_dim,
                               self.norm.normalized_shape[0], self.t2t_type)
 
-    def op_specs(self, image_size):
+    def op_specs(self, image_size: Size) -> NetworkSpec:
         return t2t_vit_spec(self.arch, image_size, self.in_channels, self.token_dim,
                             self.paradigm, self.t2t_type)
 
-    def stem_modules(self):
+    def stem_modules(self) -> Sequence[nn.Module]:
         return (self.tokens_to_token, self.drop_after_pos)
 
-    def stages(self):
+    def stages(self) -> list:
         return [self.encoder[i:i + 1] for i in range(self.num_stages)]
 
-    def block_size(self, x):
+    def block_size(self, x: Tensor) -> Size:
         return (x.shape[1], 1)
 
-    def format_output(self, x, index, image_size):
+    def format_output(self, x: Tensor, index: int, image_size: Size) -> Any:
         if index == self.num_stages - 1:
             x = self.norm(x)
         if self.out_type == 'cls_token':

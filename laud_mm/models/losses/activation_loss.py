@@ -3,7 +3,9 @@ import math
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
+from laud_mm.models.dynamic import ActivationCost
 from laud_mm.registry import MODELS
 from laud_mm.specs.arguments import check_fraction
 
@@ -11,7 +13,7 @@ from laud_mm.specs.arguments import check_fraction
 RELEASE = 0.33
 
 
-def activation_bounds(target, progress):
+def activation_bounds(target: float, progress: float) -> tuple[float, float]:
     """Bounds of a block's FLOPs fraction: at the target first, then released.
 
     Args:
@@ -65,13 +67,13 @@ class ActivationLoss:
             trained maskers.
     """
 
-    def __init__(self, target, weight=10.0, bounds=True):
+    def __init__(self, target: float, weight: float = 10.0, bounds: bool = True):
         self.target = check_fraction('target', target)
         if not target:
             raise ValueError('target must be above 0, got 0')
         self.weight, self.bounds = check_weight(weight), bounds
 
-    def __call__(self, cost, progress):
+    def __call__(self, cost: ActivationCost, progress: float) -> tuple[Tensor, Tensor]:
         """Compute the loss of one forward pass.
 
         Args:

@@ -1,7 +1,11 @@
 """AdaViT's loss: keeps a transformer's tokens, heads and branches at their targets."""
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from laud_mm.models.dynamic import ActivationCost
 from laud_mm.registry import MODELS
 from laud_mm.specs.arguments import check_fraction
 
@@ -33,13 +37,14 @@ class AdaViTLoss:
     """
     target = None  # it holds rates, not a FLOPs fraction
 
-    def __init__(self, head_target=0.5, layer_target=0.5, token_target=0.5, weight=2.0):
+    def __init__(self, head_target: float = 0.5, layer_target: float = 0.5,
+                 token_target: float = 0.5, weight: float = 2.0):
         self.head_target = check_fraction('head_target', head_target)
         self.layer_target = check_fraction('layer_target', layer_target)
         self.token_target = check_fraction('token_target', token_target)
         self.weight = check_weight(weight)
 
-    def __call__(self, cost, progress):
+    def __call__(self, cost: ActivationCost, progress: float) -> tuple[Tensor, Tensor]:
         """Compute the loss of one forward pass.
 
         Args:
@@ -53,9 +58,10 @@ class AdaViTLoss:
         Raises:
             ValueError: If the backbone decides on no tokens, heads or branches.
         """
-        gated = [d for d in cost.decisions if getattr(d, 'heads', None) is not None
+        decisions: list[Any] = list(cost.decisions)
+        gated = [d for d in decisions if getattr(d, 'heads', None) is not None
                  or getattr(d, 'branches', None) is not None]
-        tokens = [d.all_tokens for d in cost.decisions
+        tokens = [d.all_tokens for d in decisions
                   if getattr(d, 'tokens', None) is not None]
         if not gated and not tokens:
             raise ValueError('AdaViTLoss needs a backbone that decides on tokens, heads or layers '

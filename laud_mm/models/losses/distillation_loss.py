@@ -1,6 +1,6 @@
 """The distillation loss: the student's logits follow the teacher's (method, section 3)."""
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
 class DistillationLoss(nn.Module):
@@ -14,7 +14,7 @@ class DistillationLoss(nn.Module):
         ValueError: If an argument is out of its range.
     """
 
-    def __init__(self, weight=0.5, temperature=4.0):
+    def __init__(self, weight: float = 0.5, temperature: float = 4.0):
         super().__init__()
         for field, value, allowed in (('weight', weight, '>= 0'),
                                       ('temperature', temperature, '> 0')):
@@ -23,7 +23,7 @@ class DistillationLoss(nn.Module):
                 raise ValueError(f'{field} must be a number {allowed}, got {value!r}')
         self.weight, self.temperature = weight, temperature
 
-    def forward(self, student, teacher):
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the loss, averaged over images.
 
         Args:

@@ -1,0 +1,111 @@
+"""What was measured and trained: the files of benchmarks/results."""
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .entries import Entry
+
+# The digits study calls its runs by what differs; the zoo by their configs.
+_DIGITS = {'static': 'laud_resnet_digits_static', 'layer_t06': 'laud_resnet_digits',
+           'channel_t06': 'laud_resnet_digits_channel', 'spatial_t06': 'laud_resnet_digits_spatial'}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One timing of a backbone beside its static net.
+
+    Attributes:
+        device (str): What it ran on.
+        rate (float): Share of units on.
+        batch (int): Images per batch.
+        latency_ms, static_ms (float): Per image.
+        source (str): File of `benchmarks/results`.
+    """
+    device: str
+    rate: float
+    batch: int
+    latency_ms: float
+    static_ms: float
+    source: str
+
+
+@dataclass
+class Results:
+    """What result files say.
+
+    Attributes:
+        measured (dict[tuple, list[Measurement]]): By network and paradigm.
+        accuracy (dict[str, str]): By config name: what was reached, in words.
+        sources (dict[str, str]): By config name: the file that says so.
+    """
+    measured: dict[tuple, list[Measurement]] = field(default_factory=dict)
+    accuracy: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    def measured_for(self, entry: Entry) -> list[Measurement]:
+        """Timings of an entry's backbone at its granularity and size."""
+        if entry.data != 'in1k':
+            return []
+        return self.measured.get((entry.network, entry.skips), [])
+
+
+def read_results(folder: str | Path) -> Results:
+    """Read every JSON file of a folder that holds timings or accuracies.
+
+    Understood are files of `benchmarks/backbones.py` (timings), of `make digits` and
+    `make coco` (`rows`), and of `tools/test.py` (`config` and `metrics`).
+
+    Args:
+        folder (str | Path): Such as benchmarks/results.
+
+    Returns:
+        Results: Of all of them.
+    """
+    results = Results()
+    for path in sorted(Path(folder).glob('*.json')):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            continue
+        for row in content.get('results') or ():
+            if isinstance(row, dict) and {'network', 'paradigm', 'dynamic', 'static'} <= set(row):
+                _add_timing(results, row, content.get('stamp', {}), path.name)
+        for row in content.get('rows') or ():
+            _add_study(results, row, path.name)
+        if 'metrics' in content and 'config' in content:
+            name = Path(content['config']).stem
+            text = _accuracy(content['metrics'])
+            if text:
+                results.accuracy[name], results.sources[name] = text, path.name
+    return results
+
+
+def _add_timing(results, row, stamp, source):
+    letter = {'spatial': 'S', 'channel': 'G'}.get(row['paradigm'])
+    granularity = (2, 2, 2, 2) if row['paradigm'] == 'channel' else row.get('granularity')
+    skips = row['paradigm'] + (f', {letter} = {"-".join(map(str, granularity))}' if letter else '')
+    threads = f', {stamp["threads"]} threads' if 'threads' in stamp else ''
+    own = Measurement(
+        f'{stamp.get("name", stamp.get("device", "?"))}{threads}, {stamp.get("precision", "?")}',
+        row['rate'], row['batch'], row['dynamic']['mean_ms'] / row['batch'],
+        row['static']['mean_ms'] / row['batch'], source)
+    results.measured.setdefault((row['network'], skips), []).append(own)
+
+
+def _add_study(results, row, source):
+    if 'detector' in row and row.get('bbox_map') is not None:
+        name, text = f'{row["detector"]}_laud_demo', f'mAP {row["bbox_map"]:.3f}'
+        if row.get('segm_map') is not None:
+            text += f', masks {row["segm_map"]:.3f}'
+    elif row.get('name') in _DIGITS and 'accuracy' in row:
+        name, text = _DIGITS[row['name']], f'{row["accuracy"]:.2f} %'
+    else:
+        return
+    results.accuracy[name], results.sources[name] = text, source
+
+
+def _accuracy(metrics: dict[str, float]) -> str:
+    known: Iterable[tuple[str, str]] = (('accuracy/top1', '{:.2f} %'),
+                                        ('coco/bbox_mAP', 'mAP {:.3f}'),
+                                        ('coco/segm_mAP', 'masks {:.3f}'))
+    return ', '.join(form.format(metrics[key]) for key, form in known if key in metrics)

@@ -1,0 +1,59 @@
+"""`make dist`: the source archive alone builds a wheel that misses nothing."""
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+from .test_packaging import call, copy_sources, make_environment, pip
+
+pytest.importorskip('build')
+
+
+@pytest.fixture(scope='module')
+def distributions(tmp_path_factory):
+    """Source archive, the wheel built from it, and one built straight from the checkout."""
+    folder = tmp_path_factory.mktemp('dist')
+    source = copy_sources(folder / 'source')
+    call(sys.executable, '-m', 'build', '--no-isolation', '--outdir', folder / 'dist', source,
+         cwd=folder)
+    pip('wheel', '--no-deps', '--no-index', '--no-build-isolation', '--wheel-dir', 'direct',
+        source, cwd=folder)
+    archive, = (folder / 'dist').glob('*.tar.gz')
+    wheel, = (folder / 'dist').glob('*.whl')
+    direct, = (folder / 'direct').glob('*.whl')
+    return archive, wheel, direct
+
+
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        return {name: file.read(name) for name in file.namelist() if not name.endswith('RECORD')}
+
+
+def test_the_source_archive_builds_the_wheel_of_the_checkout(distributions):
+    _, wheel, direct = distributions
+    assert contents(wheel) == contents(direct)
+
+
+def test_the_source_archive_has_what_compiling_and_citing_need(distributions):
+    with tarfile.open(distributions[0]) as file:
+        names = {name.partition('/')[2] for name in file.getnames()}
+    assert {'LICENSE', 'CITATION.cff', 'CHANGELOG.md', 'README.md', 'ops/csrc/cpu/conv_ops.cpp',
+            'ops/csrc/cpu/packing.h', 'laud_mm/py.typed'} <= names
+
+
+def test_the_wheel_of_the_source_archive_installs_with_license_types_and_data(distributions,
+                                                                              tmp_path):
+    python, _ = make_environment(tmp_path / 'env')
+    pip('--python', python, 'install', '--no-deps', '--no-index', '--ignore-installed',
+        distributions[1], cwd=tmp_path)
+    said = call(python, '-c', """
+from importlib.metadata import distribution
+from importlib.resources import files
+from laud_mm.latency import load_hardware
+found = distribution('laud-mm')
+print(found.metadata['License'] or found.metadata['License-Expression'], load_hardware('TX2').batch,
+      files('laud_mm').joinpath('py.typed').is_file(),
+      any(str(f).endswith('LICENSE') for f in found.files))
+""", cwd=tmp_path)
+    assert said.split() == ['Apache-2.0', '1', 'True', 'True']
