@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from laud_mm.latency.output import replacing
+from laud_mm.models.backbones import LAUDBackbone
 from laud_mm.ops import use_references
 from laud_mm.specs.arguments import check_choice, check_positive_int
 
@@ -37,9 +37,9 @@ class ExportableBackbone(nn.Module):
         execution (str): 'masked' or 'skipping'.
     """
 
-    def __init__(self, backbone: nn.Module, execution: str = 'masked'):
+    def __init__(self, backbone: LAUDBackbone, execution: str = 'masked'):
         super().__init__()
-        self.backbone: Any = copy.deepcopy(backbone).eval().requires_grad_(False)
+        self.backbone = copy.deepcopy(backbone).eval().requires_grad_(False)
         self.backbone.execution = check_choice('execution', execution, ('masked', 'skipping'))
         self.backbone.record = None
 
@@ -74,7 +74,7 @@ def example_images(image_size: Sequence[int], batch: int = 1, in_channels: int =
     return torch.randn(*sizes, generator=torch.Generator().manual_seed(0))
 
 
-def export_torchscript(backbone: nn.Module, path: str | Path, images: Tensor) -> Path:
+def export_torchscript(backbone: LAUDBackbone, path: str | Path, images: Tensor) -> Path:
     """Write the masked-dense network as TorchScript, for images of one size.
 
     Args:
@@ -90,7 +90,7 @@ def export_torchscript(backbone: nn.Module, path: str | Path, images: Tensor) ->
     return _write(path, lambda part: torch.jit.save(traced, str(part)))
 
 
-def export_onnx(backbone: nn.Module, path: str | Path, images: Tensor) -> Path:
+def export_onnx(backbone: LAUDBackbone, path: str | Path, images: Tensor) -> Path:
     """Write the masked-dense network as ONNX, for images of one size.
 
     Inputs are called `images`, outputs `stage_<index>`.
@@ -112,10 +112,11 @@ def export_onnx(backbone: nn.Module, path: str | Path, images: Tensor) -> Path:
         converted = torch.onnx.export(
             program, dynamo=True, opset_version=OPSET, input_names=['images'],
             output_names=[f'stage_{index}' for index in backbone.out_indices], verbose=False)
+    assert converted is not None  # only without `dynamo`
     return _write(path, lambda part: converted.save(str(part)))
 
 
-def export_program(backbone: nn.Module, images: Tensor,
+def export_program(backbone: LAUDBackbone, images: Tensor,
                    execution: str = 'masked') -> torch.export.ExportedProgram:
     """Export with `torch.export`, for images of one size.
 

@@ -192,7 +192,7 @@ def export_mmpretrain_t2t_vit(state_dict):
 
 def _static_part(state_dict):
     if not is_t2t_vit(state_dict):
-        raise CheckpointError('the weights are not a T2T-ViT\'s: they hold no cls_token')
+        raise CheckpointError("the weights are not a T2T-ViT's: they hold no cls_token")
     return {k: v for k, v in state_dict.items() if '.masker.' not in k}
 
 

@@ -1,4 +1,6 @@
 """Make a plan: time every block of a backbone densely and skipping, on the device at hand."""
+from functools import partial
+
 import torch
 
 from laud_mm.latency.measure import LatencyStats, Timer, device_stamp
@@ -71,7 +73,7 @@ def time_block(block, x, rates, warmup, repeats):
     """Time a block's executors on an input, in turn: `BlockTimes`."""
     timer, decision = Timer(x.device), block.masker(x)
     on = decision.map(torch.ones_like)
-    draws = [[decision.map(lambda mask: random_mask(mask, rate)) for _ in range(DRAWS)]
+    draws = [[decision.map(partial(random_mask, rate=rate)) for _ in range(DRAWS)]
              for rate in rates]
     scratch, dense, skipping = x.clone(), [], [[] for _ in rates]
     for repeat in range(warmup + repeats):
@@ -81,7 +83,7 @@ def time_block(block, x, rates, warmup, repeats):
         # Alternate who goes first: the second finds other caches.
         for samples, run, chosen in programs[::(-1)**repeat]:
             scratch.copy_(x)  # a block may write over its input
-            samples.append(timer.time_ms(lambda: run(block, scratch, chosen)))
+            samples.append(timer.time_ms(partial(run, block, scratch, chosen)))
 
     def median(samples):
         return LatencyStats.of(samples[warmup:]).p50_ms

@@ -187,9 +187,9 @@ class StepProgram:
             members = (which == 3)[:, None, None]
             bool(mask.all())
             sliced = slice_channels(next(folded), mask.repeat_interleave(width // units))
-            for conv in (sliced.conv1, sliced.conv2, sliced.conv3):
-                conv.packed  # the executor's kernels ask for it
-            return members
+            # The executor's kernels ask for packed weights.
+            packed = [conv.packed for conv in (sliced.conv1, sliced.conv2, sliced.conv3)]
+            return members, packed
         return (width, on * (width // units), outer), run
 
     def _pick_channels(self, step, rows, channels):

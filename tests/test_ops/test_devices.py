@@ -162,7 +162,7 @@ def test_a_forward_pass_reads_nothing_back_from_the_device(paradigm, monkeypatch
 def test_a_forward_pass_is_captured_in_one_graph(make_net, paradigm, dtype):
     net = make_net(paradigm=paradigm, base_channels=16).to('cuda', dtype)
     for masker in net.maskers():  # so that units are on and off
-        for name, parameter in masker.named_parameters():
+        for parameter in masker.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
     first, second = (torch.randn(4, 3, 96, 64, device='cuda', dtype=dtype) for _ in range(2))
     x = first.clone()

@@ -213,7 +213,7 @@ def test_plan_measures_and_a_backbone_takes_it(tmp_path, capsys):
     (['--rate', 0], 'rates must be positive, got [0.0]'),
     (['--rate', 1.5], 'rates must be a number from 0 to 1, got 1.5'),
     (['--expected-rate', 7], 'expected_rate must be a number from 0 to 1, got 7'),
-    (['--paradigm', 'token'], "paradigm must be"), (['--batch', 0], 'batch must be a positive')])
+    (['--paradigm', 'token'], 'paradigm must be'), (['--batch', 0], 'batch must be a positive')])
 def test_plan_names_bad_input_before_any_work(tmp_path, args, message):
     fails(message, 'plan', '--network', 'resnet50', '--out', tmp_path / 'plan.json', *args)
     assert not (tmp_path / 'plan.json').exists()
