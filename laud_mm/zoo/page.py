@@ -117,10 +117,16 @@ def _predictions(entries, figures):
     rows: dict[str, list[str]] = {}  # detectors share backbones, which is what is predicted
     for entry in entries:
         latency = figures[entry.name].latency_ms
-        label = f'{entry.network}, {entry.skips}' if entry.detector else entry.name
-        label += '' if entry.target is None or not entry.detector else f', t = {entry.target:g}'
+        label = _label(entry)
+        if entry.detector and entry.target is not None:
+            label += f', t = {entry.target:g}'
         rows.setdefault(label, [label, *(_pair(*latency[d][:2], entry.target) for d in batches)])
     return _table(head, rows.values())
+
+
+def _label(entry):
+    """A classifier's config; of a detector, the backbone that it shares with others."""
+    return f'{entry.network}, {entry.skips}' if entry.detector else entry.name
 
 
 def _pair(static, dynamic, target):
@@ -131,12 +137,13 @@ def _pair(static, dynamic, target):
 
 def _measured(entries, results):
     """Timings beside static nets, with the config they belong to."""
-    head = ['measured', 'machine', 'rate', 'batch', 'ms per image, static → dynamic (ratio)',
-            'file']
-    rows = [[entry.name, own.device, f'{own.rate:g}', str(own.batch),
-             _pair(own.static_ms, own.latency_ms, own.rate),
+    head = ['measured', 'machine', 'rate', 'batch',
+            'ms per image, fastest static → dynamic (ratio)', 'file']
+    measured = {_label(entry): results.measured_for(entry) for entry in entries}
+    rows = [[label, own.device, f'{own.rate:g}', str(own.batch),
+             f'{own.static_ms:.3g} → {own.latency_ms:.3g} ({own.ratio:.2f})',
              f'[{own.source}](benchmarks/results/{own.source})']
-            for entry in entries for own in results.measured_for(entry)]
+            for label, timings in measured.items() for own in timings]
     rest = [entry.name for entry in entries if not results.measured_for(entry)]
     text = _table(head, rows) if rows else ''
     return text + (f'\nNot measured yet: {len(rest)} of {len(entries)} configs.\n' if rest else '')

@@ -19,7 +19,9 @@ class Measurement:
         device (str): What it ran on.
         rate (float): Share of units on.
         batch (int): Images per batch.
-        latency_ms, static_ms (float): Per image.
+        latency_ms (float): Median per image.
+        static_ms (float): The same of the fastest static net.
+        ratio (float): Median over pairs of runs, which drift of the machine does not touch.
         source (str): File of `benchmarks/results`.
     """
     device: str
@@ -27,6 +29,7 @@ class Measurement:
     batch: int
     latency_ms: float
     static_ms: float
+    ratio: float
     source: str
 
 
@@ -35,7 +38,8 @@ class Results:
     """What result files say.
 
     Attributes:
-        measured (dict[tuple, list[Measurement]]): By network and paradigm.
+        measured (dict[tuple, list[Measurement]]): By network, what it skips and
+            image size.
         accuracy (dict[str, str]): By config name: what was reached, in words.
         sources (dict[str, str]): By config name: the file that says so.
     """
@@ -45,9 +49,7 @@ class Results:
 
     def measured_for(self, entry: Entry) -> list[Measurement]:
         """Timings of an entry's backbone at its granularity and size."""
-        if entry.data != 'in1k':
-            return []
-        return self.measured.get((entry.network, entry.skips), [])
+        return self.measured.get((entry.network, entry.skips, entry.image_size), [])
 
 
 def read_results(folder: str | Path) -> Results:
@@ -68,7 +70,7 @@ def read_results(folder: str | Path) -> Results:
         if not isinstance(content, dict):
             continue
         for row in content.get('results') or ():
-            if isinstance(row, dict) and {'network', 'paradigm', 'dynamic', 'static'} <= set(row):
+            if isinstance(row, dict) and 'ratio_to_fastest_static' in row:
                 _add_timing(results, row, content.get('stamp', {}), path.name)
         for row in content.get('rows') or ():
             _add_study(results, row, path.name)
@@ -85,11 +87,11 @@ def _add_timing(results, row, stamp, source):
     granularity = (2, 2, 2, 2) if row['paradigm'] == 'channel' else row.get('granularity')
     skips = row['paradigm'] + (f', {letter} = {"-".join(map(str, granularity))}' if letter else '')
     threads = f', {stamp["threads"]} threads' if 'threads' in stamp else ''
+    static_ms = min(row[key] for key in ('static_p50_ms', 'compiled_p50_ms') if key in row)
     own = Measurement(
         f'{stamp.get("name", stamp.get("device", "?"))}{threads}, {stamp.get("precision", "?")}',
-        row['rate'], row['batch'], row['dynamic']['mean_ms'] / row['batch'],
-        row['static']['mean_ms'] / row['batch'], source)
-    results.measured.setdefault((row['network'], skips), []).append(own)
+        row['rate'], row['batch'], row['p50_ms'], static_ms, row['ratio_to_fastest_static'], source)
+    results.measured.setdefault((row['network'], skips, tuple(row['size'])), []).append(own)
 
 
 def _add_study(results, row, source):
