@@ -3,7 +3,7 @@ _base_ = './laud_resnet_digits_static.py'
 
 model = dict(
     type='laud_mm.DistillationClassifier',
-    teacher=dict(checkpoint='work_dirs/digits/static/epoch_30.pth'),
+    teacher=dict(checkpoint='work_dirs/digits/static/epoch_60.pth'),
     loss_kd=dict(weight=0.5, temperature=4.0),
     backbone=dict(paradigm='layer'))
 

@@ -28,7 +28,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(topk=(1, ))
 test_evaluator = val_evaluator
 
-max_epochs = 30
+max_epochs = 60
 train_cfg = dict(max_epochs=max_epochs, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.05, nesterov=True, weight_decay=5e-5))
 param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=max_epochs,

@@ -8,7 +8,6 @@
     latency.py plan      --network resnet101 --paradigm layer --batch 1 8 --out plan.json
 """
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from laud_mm.latency.output import (format_table, plot_blocks, plot_lines, plot_
                                     write_csv, write_json)
 from laud_mm.latency.schedule import FUSIONS
 from laud_mm.latency.sweep import (Predictors, Setting, best_granularity, network_flops,
-                                   sweep_row, sweep_settings)
+                                   recorded_rates, sweep_row, sweep_settings)
 from laud_mm.specs.networks import NETWORKS, backbone_spec
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both', 'token', 'head', 'none')
@@ -191,7 +190,7 @@ def predict(args):
     else:
         spec, about = setting.spec(), setting.about()
     if args.rates:
-        rates = recorded_rates(args.rates, spec)
+        rates = rates_of_blocks(args.rates, spec)
         about.update(rate=None, rates=args.rates)
     about.update(network_flops(spec, rates))
     reports = [predictors[replace(setting, device=device)].predict(spec, rates, args.batch, about)
@@ -207,15 +206,9 @@ def predict(args):
         plot_blocks(reports[0], args.plot)
 
 
-def recorded_rates(path, spec):
+def rates_of_blocks(path, spec):
     """Rates per block that a report of the latency hook holds; None for blocks always on."""
-    try:
-        blocks = json.loads(Path(path).read_text())['blocks']
-        rates = {block['name']: block['rate'] for block in blocks}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'--rates must be a JSON report of LatencyHook, got {path}: '
-                         f'{error!r}') from error
-    names = [block.name for block in spec.blocks]
+    rates, names = recorded_rates(path), [block.name for block in spec.blocks]
     if set(rates) != set(names):
         raise ValueError(f'--rates must cover the {len(names)} blocks of the network, {path} '
                          f'covers {len(set(rates) & set(names))} of them')

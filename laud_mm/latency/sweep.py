@@ -1,6 +1,8 @@
 """Sweeps: predict many settings, and choose the best granularity for a device."""
 import itertools
+import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Optional, Tuple
 
 from laud_mm.specs import Rates, dynamic_flops
@@ -64,6 +66,26 @@ class Setting:
                     granularity=granularity and list(granularity),
                     image_size=list(self.image_size), fusions=list(self.fusions),
                     channel_masker=self.channel_masker)
+
+
+def recorded_rates(path):
+    """The rates that every block of a network had over a data set.
+
+    Args:
+        path (str): A report of the latency hook.
+
+    Returns:
+        dict[str, float]: Block name to rate.
+
+    Raises:
+        ValueError: If it is no such report.
+    """
+    try:
+        blocks = json.loads(Path(path).read_text())['blocks']
+        return {block['name']: float(block['rate']) for block in blocks}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'recorded rates must be a JSON report of LatencyHook, got {path}: '
+                         f'{error!r}') from error
 
 
 def network_flops(spec, rates):

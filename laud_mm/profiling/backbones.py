@@ -2,7 +2,7 @@
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class BenchSetting:
         batch (int): Images.
         granularity (tuple[int, ...] | None): S or G per stage; None: the papers' best.
         image_size (tuple[int, int]): Height and width.
+        block_rates (dict[str, float] | None): A rate for each block instead, such as those
+            that a trained network had, see `recorded_rates`.
     """
     network: str
     paradigm: Optional[str]
@@ -44,6 +46,7 @@ class BenchSetting:
     batch: int
     granularity: Optional[Tuple[int, ...]] = None
     image_size: Tuple[int, int] = (224, 224)
+    block_rates: Optional[Dict[str, float]] = None
 
     def __post_init__(self):
         check_choice('network', self.network, (*RESNETS, *REGNETS))
@@ -118,7 +121,7 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None, time_masker
         net (LAUDBackbone): In evaluation. Its maskers run and count; random
             decisions of the rate replace theirs.
         x (Tensor): (N, 3, H, W) images.
-        rate (float): Share of units on.
+        rate (float | dict[str, float]): Share of units on, see `force_rate`.
         warmup (int): Untimed runs of each.
         repeats (int): Timed runs of each.
         compiled (Callable, optional): A compiled static net to time too.
@@ -183,7 +186,8 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         x = torch.randn(setting.batch, 3, *setting.image_size, device=device, dtype=dtype)
         x = x.contiguous(memory_format=memory)
         compiled = compiled_static(setting, net, memory) if compile_static else None
-        timed = time_backbone(net, x, setting.rate, warmup, repeats, compiled, plan is not None)
+        rate = setting.rate if setting.block_rates is None else setting.block_rates
+        timed = time_backbone(net, x, rate, warmup, repeats, compiled, plan is not None)
         dense = plan and dense_blocks(net, x, timed.cost)
         stages = {name: stage_latencies(net, timed.programs[name], device, max(repeats // 3, 3))
                   for name in ('dynamic', 'static')}

@@ -260,3 +260,15 @@ def test_force_rate_holds_over_the_network_where_a_block_is_all_or_nothing(make_
     assert 0.3 < net.record.cost().mean_rate < 0.7
     with pytest.raises(ValueError, match='rate must be a number from 0 to 1, got 1.5'):
         force_rate(net, 1.5)
+
+
+def test_force_rate_takes_a_rate_for_every_block(make_net):
+    net = make_net(paradigm='spatial')
+    rates = {block.shape.name: 0.25 * (i % 5) for i, block in enumerate(net.blocks())}
+    with torch.no_grad(), force_rate(net, rates):
+        net(torch.rand(4, 3, 128, 128))
+    cost = net.record.cost()
+    assert cost.rates.mean(1).tolist() == pytest.approx(list(rates.values()), abs=0.02)
+    del rates['layer2.0']
+    with pytest.raises(ValueError, match='name every block that decides, got none for layer2.0'):
+        force_rate(net, rates)

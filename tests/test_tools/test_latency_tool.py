@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from laud_mm.specs import resnet_shapes
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'latency.py'
 
@@ -177,7 +179,7 @@ PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
     (('predict', '--paradigm', 'spatial', '--granularity', '0', '--device', 'V100'),
      'spatial_granularity must be'),
     ((*PREDICT, '--device', 'V100', '--config', 'no.py'), 'no.py'),
-    ((*PREDICT, '--device', 'V100', '--rates', 'no.json'), '--rates must be a JSON report'),
+    ((*PREDICT, '--device', 'V100', '--rates', 'no.json'), 'recorded rates must be a JSON report'),
     ((*PREDICT, '--device', 'V100', '--plot', 'x.bmp'), '--plot must end in'),
     (('sweep', '--device', 'V100', '--fusions', 'some'), 'fusions must be one of'),
     (('sweep', '--device', 'V100', '--granularity', '4-x'), '--granularity must be'),
@@ -229,3 +231,20 @@ def test_the_benchmark_of_the_operations_times_all_of_them(tmp_path):
     assert all(row['kernel_ms'] > 0 and row['reference_ms'] > 0 for row in content['results'])
     assert content['fused_masker'][0]['ratio_to_separate'] > 0
     assert (tmp_path / 'ops.png').stat().st_size > 1000
+
+
+def test_the_benchmark_of_backbones_takes_the_rates_of_a_trained_network(tmp_path):
+    shapes = [shape for stage in resnet_shapes(50, paradigm='layer') for shape in stage]
+    gates = {shape.name: float(i % 2) for i, shape in enumerate(shapes)}
+    (tmp_path / 'val.json').write_text(json.dumps(dict(blocks=[
+        dict(name=name, rate=rate) for name, rate in gates.items()])))
+    program = [sys.executable, ROOT / 'benchmarks' / 'backbones.py', '--network', 'resnet50',
+               '--paradigm', 'layer', '--size', '32', '32', '--batch', '1', '--repeats', '1',
+               '--no-compile', '--json', tmp_path / 'out.json', '--plot', tmp_path / 'out.png']
+    subprocess.run([*program, '--gates', tmp_path / 'val.json'], check=True,
+                   stdout=subprocess.DEVNULL)
+    row, = json.loads((tmp_path / 'out.json').read_text())['results']
+    assert [rates['layer'] for rates in row['block_rates']] == list(gates.values())
+    assert (tmp_path / 'out.png').stat().st_size > 1000
+    failed = subprocess.run([*program, '--gates', tmp_path / 'out.png'], capture_output=True)
+    assert failed.returncode and b'must be a JSON report of LatencyHook' in failed.stderr

@@ -40,17 +40,27 @@ def force_rate(backbone, rate, seed=0):
 
     Args:
         backbone (LAUDBackbone): The backbone.
-        rate (float): Share of units on, in [0, 1]. A block decides on its N
-            samples together; a count that is not whole is rounded up or down at
-            random, block by block, so that the rate holds over the network.
+        rate (float | dict[str, float]): Share of units on, in [0, 1], or one for
+            each block by its name. A block decides on its N samples together; a
+            count that is not whole is rounded up or down at random, block by
+            block, so that the rate holds over the network.
         seed (int): Seed of the choice, the same in every forward pass.
+
+    Raises:
+        ValueError: If a rate is out of its range, or a block has none.
     """
-    check_fraction('rate', rate)
+    names = [block.shape.name for block in backbone.blocks() if block.masker is not None]
+    rates = rate if isinstance(rate, dict) else dict.fromkeys(names, rate)
+    if set(names) - set(rates):
+        raise ValueError(f'rate must name every block that decides, got none for '
+                         f'{", ".join(sorted(set(names) - set(rates)))}')
+    for name in names:
+        check_fraction('rate', rates[name])
 
     def override(name, decision):
         # One generator per block: the choice must not depend on the execution.
         generator = torch.Generator().manual_seed(crc32(f'{seed}/{name}'.encode()))
-        return decision.map(lambda mask: random_mask(mask, rate, generator))
+        return decision.map(lambda mask: random_mask(mask, rates[name], generator))
     return override_decisions(backbone, override)
 
 
