@@ -21,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 def make_files(root):
     """All generated files: path in the repository to content."""
     entries = read_entries(root / 'configs')
-    figures = all_figures(entries)
+    results = root / 'benchmarks' / 'results'
+    figures = all_figures(entries, sorted(results.glob('calibration-*.json')))
     published = json.loads((root / 'benchmarks' / 'published.json').read_text())
-    page = make_page(entries, figures, read_results(root / 'benchmarks' / 'results'), published)
+    page = make_page(entries, figures, read_results(results), published)
     return {'model_zoo.md': page, **make_metafiles(entries, figures)}
 
 

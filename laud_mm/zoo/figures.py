@@ -1,10 +1,12 @@
 """Figures that follow from a config alone: parameters, FLOPs, predicted latency."""
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
 from laud_mm.latency import AnalyticPredictor, load_hardware
+from laud_mm.latency.calibrated import CalibratedPredictor
 from laud_mm.registry import MODELS
 from laud_mm.specs import NetworkSpec, backbone_spec, dynamic_flops, static_flops
 
@@ -40,25 +42,35 @@ class Figures:
     latency_ms: dict[str, tuple[float, float, int]] = field(default_factory=dict)
 
 
-def all_figures(entries: Iterable[Entry]) -> dict[str, Figures]:
-    """The figures of every entry by its name; equal backbones are worked out once."""
+def all_figures(entries: Iterable[Entry],
+                calibrations: Iterable[str | Path] = ()) -> dict[str, Figures]:
+    """The figures of every entry by its name; equal backbones are worked out once.
+
+    Args:
+        entries (Iterable[Entry]): Of the zoo.
+        calibrations (Iterable[str | Path]): Files of `tools/latency.py calibrate`: more
+            machines, of any kind, to predict convolutional classifiers for.
+    """
+    measured = [CalibratedPredictor(path, any_machine=True) for path in calibrations]
     known: dict[str, Figures] = {}
     figures = {}
     for entry in entries:
         own = {k: v for k, v in entry.backbone.items() if k in _COUNTS}
         key = repr((sorted(own.items()), entry.image_size, entry.target, bool(entry.detector)))
         if key not in known:
-            known[key] = figures_of(entry)
+            known[key] = figures_of(entry, calibrated=measured)
         figures[entry.name] = known[key]
     return figures
 
 
-def figures_of(entry: Entry, devices: dict[str, str] | None = None) -> Figures:
+def figures_of(entry: Entry, devices: dict[str, str] | None = None,
+               calibrated: Iterable[CalibratedPredictor] = ()) -> Figures:
     """Work out an entry's figures.
 
     Args:
         entry (Entry): Of the zoo.
         devices (dict[str, str], optional): Device to precision; default: `DEVICES`.
+        calibrated (Iterable[CalibratedPredictor]): See `all_figures`.
     """
     network = backbone_spec(entry.backbone, entry.image_size)
     static = network.static_flops
@@ -70,6 +82,13 @@ def figures_of(entry: Entry, devices: dict[str, str] | None = None) -> Figures:
         batch = 1 if entry.detector else load_hardware(device).batch
         report = AnalyticPredictor(device, precision).predict(network, rate, batch)
         latency[device] = (report.static_latency_per_image_ms, report.latency_per_image_ms, batch)
+    # Calibrations know convolutions on maps as small as classifiers have.
+    if entry.data == 'in1k' and 'T2T' not in entry.backbone['type']:
+        for predictor in calibrated:
+            report = predictor.predict(network, rate, 1)
+            stamp = predictor.stamp
+            name = f'{stamp["name"]} ({stamp["threads"]} threads), calibrated'
+            latency[name] = (report.static_latency_per_image_ms, report.latency_per_image_ms, 1)
     total, maskers = count_parameters(entry.backbone)
     return Figures(total / 1e6, (total - maskers) / 1e6, static / 1e9, flops / 1e9, rate, latency)
 

@@ -112,7 +112,8 @@ def _predictions(entries, figures):
     """Predicted latency per device."""
     if not entries:
         return ''
-    batches = {device: own[2] for device, own in figures[entries[0].name].latency_ms.items()}
+    batches = {device: own[2] for entry in entries
+               for device, own in figures[entry.name].latency_ms.items()}
     head = ['predicted ms per image', *(f'{d}, batch {b}' for d, b in batches.items())]
     rows: dict[str, list[str]] = {}  # detectors share backbones, which is what is predicted
     for entry in entries:
@@ -120,7 +121,8 @@ def _predictions(entries, figures):
         label = _label(entry)
         if entry.detector and entry.target is not None:
             label += f', t = {entry.target:g}'
-        rows.setdefault(label, [label, *(_pair(*latency[d][:2], entry.target) for d in batches)])
+        rows.setdefault(label, [label, *(
+            _pair(*latency[d][:2], entry.target) if d in latency else '' for d in batches)])
     return _table(head, rows.values())
 
 
