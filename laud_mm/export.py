@@ -106,7 +106,7 @@ def export_onnx(backbone: LAUDBackbone, path: str | Path, images: Tensor) -> Pat
     Raises:
         ImportError: If onnx and onnxscript are missing: `pip install laud-mm[export]`.
     """
-    program = _without_idle_squeezes(export_program(backbone, images))
+    program = export_program(backbone, images)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')  # about the exporter's own code
         converted = torch.onnx.export(
@@ -172,17 +172,6 @@ def largest_difference(outputs: Sequence[Tensor], expected: Sequence[Tensor]) ->
                          f'got {[tuple(y.shape) for y in outputs]}')
     return max(float((y - e).abs().max() / e.abs().max().clamp(min=1e-12))
                for y, e in zip(outputs, expected))
-
-
-def _without_idle_squeezes(program):
-    """Drop squeezes of dimensions that are not 1: nothing in torch, an error in ONNX."""
-    squeeze = torch.ops.aten.squeeze.dim
-    for node in list(program.graph.nodes):
-        if node.target is squeeze and node.args[0].meta['val'].shape[node.args[1]] != 1:
-            node.replace_all_uses_with(node.args[0])
-            program.graph.erase_node(node)
-    program.graph_module.recompile()
-    return program
 
 
 def _paradigms(backbone):

@@ -144,7 +144,7 @@ def soak(cycles, work_dir, seed=0, by_epoch=True):
     duration = time.monotonic() - began
     expected = torch.load(work_dir / 'reference' / 'final', weights_only=True)
     kills, ends, largest, resumed, folder, before = 0, 0, 0.0, 0, work_dir / 'run_0', 0
-    while kills < cycles or before:
+    while kills < cycles or before or not ends:
         process = start(folder, by_epoch)
         # The last training may end in peace, so that its weights are compared too.
         process.join(moments.uniform(0.05, 0.6) * duration if kills < cycles else None)

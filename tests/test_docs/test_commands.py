@@ -38,6 +38,8 @@ RUN_BY = {
     'test_calibrate_predict_and_compare',
     'python tools/latency.py compare': 'tests/test_tools/test_latency_tool.py::'
     'test_calibrate_predict_and_compare',
+    'python tools/latency.py plan': 'tests/test_tools/test_latency_tool.py::'
+    'test_plan_measures_and_a_backbone_takes_it',
     'python tools/convert_checkpoint.py': 'tests/test_checkpoints/test_convert.py::'
     'test_the_tool_converts_and_explains_failures',
     'python tools/export.py': 'tests/test_export.py::'

@@ -55,7 +55,8 @@ def global_mean(x):
 def _difference(layer):
     """Weight and bias of logit_on - logit_off, all that counts in evaluation."""
     (on, off), (bias_on, bias_off) = layer.weight.flatten(1).chunk(2), layer.bias.chunk(2)
-    return torch.squeeze(on - off, 0), bias_on - bias_off
+    weight = on - off
+    return weight[0] if len(weight) == 1 else weight, bias_on - bias_off
 
 
 class Masker(nn.Module):
