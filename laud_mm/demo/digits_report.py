@@ -76,18 +76,20 @@ def plot_study(rows, path):
     panels = (('measured here, batch 64', 'backbone_latency_measured_ms'),
               (f'predicted for {_DEVICE}', f'backbone_latency_predicted_ms/{_DEVICE}'))
     for axis, (title, key) in zip(figure.subplots(1, 2, sharey=True), panels):
-        for paradigm in dict.fromkeys(row['paradigm'] for row in rows):
+        for i, paradigm in enumerate(dict.fromkeys(row['paradigm'] for row in rows)):
             own = sorted((row[key], row['accuracy'], row['target']) for row in rows
                          if row['paradigm'] == paradigm and 'without' not in row['name'])
             x, y, targets = zip(*own)
             style = dict(marker='*', markersize=12, color='black') if paradigm == 'static' \
                 else dict(marker='o')
-            axis.plot(x, y, label=paradigm, **style)
+            line, = axis.plot(x, y, label=paradigm, **style)
+            # Each paradigm's labels at a height of their own: accuracies are often equal.
             for point in own if paradigm != 'static' else ():
-                axis.annotate(f't={point[2]:g}', point[:2], xytext=(3, 4), fontsize=7,
-                              textcoords='offset points')
+                axis.annotate(f't={point[2]:g}', point[:2], xytext=(3, 9 * i - 6), fontsize=7,
+                              textcoords='offset points', color=line.get_color())
         axis.set(title=title, xlabel='backbone latency per image [ms]')
         axis.grid(alpha=0.3)
+        axis.margins(0.12)
     figure.axes[0].set_ylabel('accuracy on held-out digits [%]')
     figure.axes[0].legend()
     figure.savefig(Path(path))
