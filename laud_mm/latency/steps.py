@@ -48,12 +48,8 @@ STEP_SIZES = dict(
     # What a block costs besides.
     block=(),
 )
-_CONVOLUTIONS = tuple(kind for kind in STEP_SIZES if kind.startswith(('conv', 'rows', 'picked')))
-_MATRIX = tuple(kind for kind in _CONVOLUTIONS if not kind.endswith('grouped'))
-# Groups of kinds that slow down alike in a net.
-STEP_GROUPS = {kind: 'matrix' if kind in _CONVOLUTIONS else 'move' if kind in (
-    'maxpool', 'relu', 'add_relu', 'excite', 'excite_rows', 'pick_channels') else 'decide'
-    for kind in STEP_SIZES}
+_MATRIX = tuple(kind for kind in STEP_SIZES
+                if kind.startswith(('conv', 'rows', 'picked')) and not kind.endswith('grouped'))
 _EXPONENTS = (0.0, 0.5, 1.0)
 _OCTAVES = range(0, 28)
 _VECTOR, _TILE = 16, 64  # channels that a vector register, and a tile of a matrix product, take
@@ -173,7 +169,7 @@ class NetCorrection:
     There the code and the memory of other steps have been through the caches.
 
     Attributes:
-        factors (dict[str, float]): By the groups of `STEP_GROUPS`.
+        factors (dict[str, float]): By kind of step.
         call_ms (float): Added for every call to torch.
         calls (dict[str, float]): `Step.key` -> calls to torch that it makes.
     """
@@ -208,7 +204,7 @@ class StepModel:
         alone = self.alone_ms(step)
         if self.correction is None:
             return alone
-        factor = self.correction.factors.get(STEP_GROUPS[step.kind], 1.0)
+        factor = self.correction.factors.get(step.kind, 1.0)
         return factor * alone + self.correction.call_ms * self.calls(step)
 
     def calls(self, step):

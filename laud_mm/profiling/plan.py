@@ -1,7 +1,7 @@
 """Make a plan: time every block of a backbone densely and skipping, on the device at hand."""
 import torch
 
-from laud_mm.latency.measure import LatencyStats, Timer, device_stamp
+from laud_mm.latency.measure import LatencyStats, Timer, device_stamp, keep_freed_memory
 from laud_mm.models.dynamic import active_share, run_dense, run_skipping
 from laud_mm.models.dynamic.control import random_mask
 from laud_mm.models.dynamic.plan import DTYPES, BlockCase, BlockTimes, MeasuredPlan
@@ -40,6 +40,7 @@ def make_plan(backbones, image_size, batches, device='cpu', precision='fp32', ra
     for batch in batches:
         check_positive_int('batch', batch)
     rates = sorted(check_fraction('rates', rate) for rate in set(rates))
+    keep_freed_memory()
     cases = {}
     with torch.no_grad():
         for net in backbones:
