@@ -29,7 +29,8 @@ class _CallCounter(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _sweep_bytes(device):
+def sweep_bytes(device):
+    """What to write so that nothing stays in the near caches of a device."""
     if device.type == 'cuda':
         return 2 * torch.cuda.get_device_properties(device).L2_cache_size
     return SWEEP_BYTES
@@ -51,7 +52,7 @@ class StepProgram:
     def __init__(self, step, device, dtype=torch.float32):
         self.device, self.dtype = torch.device(device), dtype
         self._fresh, self.without = [], None
-        self._sweep = torch.zeros(_sweep_bytes(self.device) // 4, device=self.device)
+        self._sweep = torch.zeros(sweep_bytes(self.device) // 4, device=self.device)
         integers = [max(round(size), 1) for size in step.sizes]
         self.sizes, self.run = getattr(self, f'_{step.kind}')(step, *integers)
 
