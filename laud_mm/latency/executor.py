@@ -185,6 +185,7 @@ class _BottleneckSteps:
         """The three convolutions on listed patches, with some of the channels active."""
         s, n = self.shape, part.samples
         sides = [min(part.side, size) for size in self.out]
+        grid = [math.ceil(size / part.side) for size in self.out]
         rows = part.patches * math.prod(sides)
         share = rows / (n * self.out_rows)
         where = (n, *self.out, part.side, min(share, 1.0))
@@ -195,8 +196,11 @@ class _BottleneckSteps:
         args = (s.channel_granularity,) if picks else ()
         steps = []
         if s.paradigm != 'channel' or (s.groups > 1 and self.batch > 1):
-            steps.append(self.step('halo_positions', (part.read, n * self.mid_rows),
-                                   args=(*where, s.stride2, s.dilation)))
+            window = [min((side - 1) * s.stride2 + 1 + 2 * s.dilation, size)
+                      for side, size in zip(sides, s.mid_size(self.in_size))]
+            steps.append(self.step(
+                'halo_positions', (part.read, n * self.mid_rows, part.patches * math.prod(window)),
+                args=(*where, s.stride2, s.dilation)))
         steps.append(self.step(f'{kind}1x1', (part.read, s.in_channels, active, *extra),
                                (s.stride1,) * (not picks), name='conv1',
                                args=(n * self.mid_rows, s.stride1, part.side, *args)))
@@ -219,7 +223,8 @@ class _BottleneckSteps:
             steps.append(self.step('rows3x3', (rows, active, active), (s.stride2,), window,
                                    'conv2'))
         if s.se_channels:
-            steps.append(self.step('excite_rows', (rows, active, s.se_channels, n), args=where))
+            inside = part.patches / (n * math.prod(grid)) * self.out_rows
+            steps.append(self.step('excite_rows', (inside, active, s.se_channels, n), args=where))
         return [*steps, self.step(f'{kind}1x1_add', (rows, active, s.out_channels, *extra),
                                   args=(*where, *args), name='conv3')]
 

@@ -1,4 +1,5 @@
 """Measure latency: synchronised, warmed up, interleaved, in milliseconds."""
+import ctypes
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -35,6 +36,18 @@ class LatencyStats:
     def as_dict(self):
         """Plain values for JSON."""
         return asdict(self)
+
+
+def keep_freed_memory():
+    """Have the C library (glibc) keep memory that is freed, for the rest of the process.
+
+    By default it gives large maps back to the system after every run, and gets fresh pages
+    for the next one, which may cost more than the arithmetic on them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: nothing is mapped by itself
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 class Timer:

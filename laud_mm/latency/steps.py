@@ -29,14 +29,14 @@ STEP_SIZES = dict(
     spatial_masker=('samples', 'positions', 'channels', 'units'),
     list_patches=('units', ),
     list_channels=('samples', 'groups'),
-    halo_positions=('rows', 'map_rows'),
+    halo_positions=('rows', 'map_rows', 'marks'),  # marks: positions of all windows, overlaps too
     # The operations on what is listed.
     rows1x1=('rows', 'inputs', 'outputs'),
     rows3x3=('rows', 'inputs', 'outputs'),
     rows3x3_winograd=('rows', 'inputs', 'outputs'),  # rows: of whole tiles
     rows3x3_grouped=('rows', 'width', 'group_width'),
     rows1x1_add=('rows', 'inputs', 'outputs'),
-    excite_rows=('rows', 'channels', 'hidden', 'samples'),
+    excite_rows=('positions', 'channels', 'hidden', 'samples'),  # positions: of each sample
     # The same with channels picked per sample.
     picked1x1=('rows', 'inputs', 'outputs', 'samples'),
     picked3x3=('rows', 'inputs', 'outputs', 'samples'),
@@ -48,12 +48,8 @@ STEP_SIZES = dict(
     # What a block costs besides.
     block=(),
 )
-_CONVOLUTIONS = tuple(kind for kind in STEP_SIZES if kind.startswith(('conv', 'rows', 'picked')))
-_MATRIX = tuple(kind for kind in _CONVOLUTIONS if not kind.endswith('grouped'))
-# Groups of kinds that slow down alike in a net.
-STEP_GROUPS = {kind: 'matrix' if kind in _CONVOLUTIONS else 'move' if kind in (
-    'maxpool', 'relu', 'add_relu', 'excite', 'excite_rows', 'pick_channels') else 'decide'
-    for kind in STEP_SIZES}
+_MATRIX = tuple(kind for kind in STEP_SIZES
+                if kind.startswith(('conv', 'rows', 'picked')) and not kind.endswith('grouped'))
 _EXPONENTS = (0.0, 0.5, 1.0)
 _OCTAVES = range(0, 28)
 _VECTOR, _TILE = 16, 64  # channels that a vector register, and a tile of a matrix product, take
@@ -94,6 +90,9 @@ def step_terms(kind):
              for powers in itertools.product(_EXPONENTS, repeat=len(sizes))]
     products = [' '.join(sizes[i] for i in subset) for subset in _subsets(len(sizes))]
     products += ['all rounded up'] * bool(sizes)
+    if 'samples' in sizes:
+        products += [' '.join(f'{sizes[i]} in waves' for i in subset)
+                     for subset in _subsets(len(sizes)) if sizes.index('samples') in subset]
     if kind in _MATRIX:
         products += ['inputs outputs in vectors', 'inputs in vectors outputs in tiles',
                      'all in tiles']
@@ -147,6 +146,10 @@ def step_features(kind, sizes, units):
     if names:
         steps = [units if n == 'samples' else _VECTOR if n in _CHANNELS else 1 for n in names]
         products.append(np.prod(_ceil_to(sizes, np.array(steps)), axis=1))
+    if 'samples' in names:
+        waves = np.where([n == 'samples' for n in names], _ceil_to(sizes, units), sizes)
+        products += [np.prod(waves[:, subset], axis=1) for subset in _subsets(len(names))
+                     if names.index('samples') in subset]
     if kind in _MATRIX:
         rows, inputs, outputs = sizes[:, :3].T
         products += [rows * _ceil_to(inputs, _VECTOR) * _ceil_to(outputs, _VECTOR),
@@ -166,7 +169,7 @@ class NetCorrection:
     There the code and the memory of other steps have been through the caches.
 
     Attributes:
-        factors (dict[str, float]): By the groups of `STEP_GROUPS`.
+        factors (dict[str, float]): By kind of step.
         call_ms (float): Added for every call to torch.
         calls (dict[str, float]): `Step.key` -> calls to torch that it makes.
     """
@@ -201,7 +204,7 @@ class StepModel:
         alone = self.alone_ms(step)
         if self.correction is None:
             return alone
-        factor = self.correction.factors.get(STEP_GROUPS[step.kind], 1.0)
+        factor = self.correction.factors.get(step.kind, 1.0)
         return factor * alone + self.correction.call_ms * self.calls(step)
 
     def calls(self, step):

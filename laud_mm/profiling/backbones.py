@@ -7,7 +7,7 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 import torch
 
-from laud_mm.latency.measure import Timer, measure_interleaved
+from laud_mm.latency.measure import Timer, keep_freed_memory, measure_interleaved
 from laud_mm.latency.sweep import Setting
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.models.dynamic import force_rate, replay
@@ -178,6 +178,7 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         were timed together.
     """
     torch.manual_seed(0)
+    keep_freed_memory()
     device = torch.device(device)
     memory = LAYOUTS[check_choice('layout', layout, tuple(LAYOUTS))]
     dtype = _WHOLE.get(precision, torch.float32)
@@ -267,7 +268,7 @@ def compare_setting(setting, predictor, warmup=5, repeats=30):
         dict: Latencies per image in ms; `drift`, how much slower the machine was than
         in the calibration; `error` = drift * predicted / measured - 1.
     """
-    probe = DriftProbe(predictor.stamp['device'], repeats=9)
+    probe = DriftProbe(predictor.stamp['device'])
     before = probe()
     measured = measure_setting(setting, predictor.stamp['device'], predictor.precision,
                                warmup=warmup, repeats=repeats)

@@ -9,9 +9,9 @@ import torch
 
 from laud_mm.latency.calibrated import save_calibration
 from laud_mm.latency.executor import executor_steps, outside_steps, static_steps
-from laud_mm.latency.measure import Timer, device_stamp
-from laud_mm.latency.steps import (STEP_GROUPS, STEP_SIZES, NetCorrection, Step, StepModel,
-                                   step_features, step_terms)
+from laud_mm.latency.measure import Timer, device_stamp, keep_freed_memory
+from laud_mm.latency.steps import (STEP_SIZES, NetCorrection, Step, StepModel, step_features,
+                                   step_terms)
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.specs import (BlockSpec, BottleneckShape, Rates, regnet_stem_specs,
                            resnet_stem_specs)
@@ -24,8 +24,9 @@ from .steps import StepProgram
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 GOOD = 0.15  # a prediction within this share of the measurement is a good one
 MAX_MACS, MAX_VALUES = 1.2e9, 8e6  # of one measured step
+PRIOR = 0.1  # how strongly a kind of step is held to cost in nets what it costs alone
 MIN_REPEATS, MAX_REPEATS, ROUND_MS = 5, 30, 15  # timed runs of a step per round
-PROGRAM_S = 0.05  # inputs written anew included, from `MIN_REPEATS` on
+PROGRAM_S = 0.035  # everything included, from `MIN_REPEATS` on
 
 
 def random_block(rng):
@@ -154,7 +155,7 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=it
     rng, order = random.Random(seed), []
     for _ in range(rounds):
         order += rng.sample(range(len(steps)), len(steps))
-    _settle_allocator()
+    keep_freed_memory()
     with torch.inference_mode():
         for index in track(order):
             torch.manual_seed(index)
@@ -187,15 +188,6 @@ def _time_program(program, timer):
     return samples[2:]
 
 
-def _settle_allocator():
-    """Free one large block: from then on the C library keeps blocks up to that size.
-
-    A net that has run once has done so too; before, every map would come as
-    fresh pages, which cost more than many a step.
-    """
-    torch.empty(31 << 18).fill_(0)
-
-
 def fit_steps(rows, units):
     """Fit the terms of every kind of step to measurements, with weights of at least zero.
 
@@ -223,16 +215,23 @@ def _step_of(row):
     return Step(row['kind'], tuple(row['sizes']), tuple(row['variant']))
 
 
-def _fit_relative(features, measured, rounds=8):
-    """Weights of at least zero with small relative errors; outliers weigh less and less."""
+def _fit_relative(features, measured, weights=1.0, rounds=8):
+    """Weights of at least zero with small relative errors; outliers weigh less and less.
+
+    Args:
+        features (np.ndarray): (N, number of terms).
+        measured (np.ndarray): (N,).
+        weights (np.ndarray | float): (N,), of the rows.
+        rounds (int): Fits, each with the errors of the one before.
+    """
     from scipy.optimize import nnls
     relative = features / measured[:, None]
     scale = np.maximum(np.abs(relative).max(0), 1e-300)
-    trust = np.ones(len(measured))
+    trust = np.ones(len(measured)) * weights
     for _ in range(rounds):
         solution = nnls(relative / scale * trust[:, None], trust, maxiter=50000)[0]
         error = np.abs(relative / scale @ solution - 1)
-        trust = 1 / np.sqrt(np.maximum(error, 0.03))
+        trust = weights / np.sqrt(np.maximum(error, 0.03))
     return solution / scale
 
 
@@ -280,7 +279,8 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=9, track=it
         list[tuple[list[Step], float]]: The steps of a net, and its measured
         latency in ms; two entries per net.
     """
-    rng, rows, probe = random.Random(seed), [], DriftProbe(device, repeats=9)
+    keep_freed_memory()
+    rng, rows, probe = random.Random(seed), [], DriftProbe(device)
     with torch.no_grad():
         for _ in track(range(count)):
             torch.manual_seed(seed)
@@ -319,19 +319,20 @@ def correct_for_nets(model, step_rows, nets):
         calls.setdefault(_step_of(row).key, []).append(row['calls'])
     calls = {key: float(np.mean(own)) for key, own in calls.items()}
     counting = StepModel(model.weights, model.units, NetCorrection({}, 0.0, calls))
-    groups = sorted(set(STEP_GROUPS.values()))
+    kinds = sorted({step.kind for steps, _ in nets for step in steps})
     table, measured = [], []
     for steps, latency_ms in nets:
-        sums = dict.fromkeys(groups, 0.0)
+        sums = dict.fromkeys(kinds, 0.0)
         for step in steps:
-            sums[STEP_GROUPS[step.kind]] += step.times * counting.alone_ms(step)
+            sums[step.kind] += step.times * counting.alone_ms(step)
         number = sum(step.times * counting.calls(step) for step in steps)
         table.append([*sums.values(), number])
         measured.append(latency_ms)
-    # Groups that always come together cannot be told apart: each also tends to 1.
-    table += [[float(g == own) for g in groups] + [0.0] for own in groups]
-    solution = _fit_relative(np.array(table), np.array([*measured, *(1.0 for _ in groups)]))
-    factors = dict(zip(groups, map(float, solution[:-1])))
+    # Kinds that always come together cannot be told apart: each also tends to 1.
+    table += [[float(kind == own) for kind in kinds] + [0.0] for own in kinds]
+    solution = _fit_relative(np.array(table), np.array([*measured, *(1.0 for _ in kinds)]),
+                             np.array([1.0] * len(measured) + [PRIOR] * len(kinds)))
+    factors = dict(zip(kinds, map(float, solution[:-1])))
     return StepModel(model.weights, model.units,
                      NetCorrection(factors, float(solution[-1]), calls))
 

@@ -3,11 +3,13 @@ from functools import partial
 
 import torch
 
-from laud_mm.latency.measure import LatencyStats, Timer, device_stamp
+from laud_mm.latency.measure import LatencyStats, Timer, device_stamp, keep_freed_memory
 from laud_mm.models.dynamic import active_share, run_dense, run_skipping
 from laud_mm.models.dynamic.control import random_mask
 from laud_mm.models.dynamic.plan import DTYPES, BlockCase, BlockTimes, MeasuredPlan
 from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
+
+from .steps import sweep_bytes
 
 RATES = (0.25, 0.5, 0.75, 0.9, 1.0)
 DRAWS = 3  # random decisions of each rate, in turn
@@ -42,6 +44,7 @@ def make_plan(backbones, image_size, batches, device='cpu', precision='fp32', ra
     for batch in batches:
         check_positive_int('batch', batch)
     rates = sorted(check_fraction('rates', rate) for rate in set(rates))
+    keep_freed_memory()
     cases = {}
     with torch.no_grad():
         for net in backbones:
@@ -76,12 +79,14 @@ def time_block(block, x, rates, warmup, repeats):
     draws = [[decision.map(partial(random_mask, rate=rate)) for _ in range(DRAWS)]
              for rate in rates]
     scratch, dense, skipping = x.clone(), [], [[] for _ in rates]
+    sweep = torch.zeros(sweep_bytes(x.device) // 4, device=x.device)
     for repeat in range(warmup + repeats):
         programs = [(dense, run_dense, on)]
         programs += [(samples, run_skipping, own[repeat % DRAWS])
                      for samples, own in zip(skipping, draws)]
         # Alternate who goes first: the second finds other caches.
         for samples, run, chosen in programs[::(-1)**repeat]:
+            sweep.add_(1)  # in a net, weights come from beyond the near caches
             scratch.copy_(x)  # a block may write over its input
             samples.append(timer.time_ms(partial(run, block, scratch, chosen)))
 

@@ -1,9 +1,8 @@
 """Steps as programs: what to run to measure a `Step` on the machine at hand.
 
-Inputs are written anew before every timed run, as the step before would have
-done, and weights come round in turn, so that caches look as they do in a net.
+Before every timed run the near caches are swept and inputs are written anew, as
+the step before would have done: so caches look as they do in a net.
 """
-import itertools
 import math
 
 import torch
@@ -13,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from laud_mm import ops
 from laud_mm.models.dynamic.excitation import Excitation
 from laud_mm.models.dynamic.folding import FoldedBottleneck, FoldedConv
-from laud_mm.models.dynamic.maskers import BlockMasker, global_mean
+from laud_mm.models.dynamic.maskers import BlockMasker
 from laud_mm.models.dynamic.slicing import slice_channels
 from laud_mm.specs import BottleneckShape
 
-COLD_BYTES, MAX_COPIES = 8 << 20, 16
+SWEEP_BYTES = 8 << 20  # more than the near caches of two CPU cores hold
 
 
 class _CallCounter(TorchDispatchMode):
@@ -28,6 +27,13 @@ class _CallCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.calls += 1
         return func(*args, **(kwargs or {}))
+
+
+def sweep_bytes(device):
+    """What to write so that nothing stays in the near caches of a device."""
+    if device.type == 'cuda':
+        return 2 * torch.cuda.get_device_properties(device).L2_cache_size
+    return SWEEP_BYTES
 
 
 class StepProgram:
@@ -46,11 +52,13 @@ class StepProgram:
     def __init__(self, step, device, dtype=torch.float32):
         self.device, self.dtype = torch.device(device), dtype
         self._fresh, self.without = [], None
+        self._sweep = torch.zeros(sweep_bytes(self.device) // 4, device=self.device)
         integers = [max(round(size), 1) for size in step.sizes]
         self.sizes, self.run = getattr(self, f'_{step.kind}')(step, *integers)
 
     def prepare(self):
-        """Write the inputs anew; not timed."""
+        """Put weights out of the near caches and write the inputs anew; not timed."""
+        self._sweep.add_(1)
         for target, source in self._fresh:
             target.copy_(source)
 
@@ -76,17 +84,6 @@ class StepProgram:
         self._fresh.append((target, source))
         return target
 
-    def _cold(self, make):
-        """Endless copies of something, more of it than the caches hold."""
-        first = make()
-        tensors = (first.weight,) if isinstance(first, FoldedConv) else first
-        size = sum(t.numel() * t.element_size() for t in tensors)
-        count = min(max(COLD_BYTES // max(size, 1), 1), MAX_COPIES)
-        return itertools.cycle([first, *(make() for _ in range(count))])
-
-    def _weights(self, outputs, inputs, kernel):
-        return self._cold(lambda: self._weight(outputs, inputs, kernel))
-
     def _weight(self, outputs, inputs, kernel):
         weight = self._tensor(outputs, inputs, kernel, kernel)
         return (weight.contiguous(memory_format=torch.channels_last), self._tensor(outputs))
@@ -95,10 +92,9 @@ class StepProgram:
         n, height, width, stride = (*step.args[:3], step.args[3])
         n = max(round(n), 1)
         x = self._input(n, inputs, height * stride, width * stride)
-        weights = self._weights(outputs, inputs // groups, kernel)
+        weight, bias = self._weight(outputs, inputs // groups, kernel)
 
         def run():
-            weight, bias = next(weights)
             F.conv2d(x, weight, bias, stride, kernel // 2, 1, groups)
         rows = n * height * width
         return (rows, rows * stride**2), run
@@ -140,7 +136,7 @@ class StepProgram:
     def _excite(self, step, n, positions, channels, hidden):
         x, se = self._input(n, channels, *step.args), self._excitation(channels, hidden)
         return ((n, positions, channels, hidden),
-                lambda: x.mul_(se.scales(global_mean(x))[:, :, None, None]))
+                lambda: x * se.scales(ops.position_means(x))[:, :, None, None])
 
     def _masker(self, shape, n, size):
         masker = BlockMasker(shape).to(self.device, self.dtype).eval()
@@ -175,8 +171,7 @@ class StepProgram:
 
     def _slice_grouped(self, step, width, active, outer):
         cin, cout, groups, size = step.args
-        count = 1 + min(COLD_BYTES // (4 * width * (outer + 9 * width // groups)), 8)
-        folded = itertools.cycle([self._folded(width, cin, cout, groups) for _ in range(count)])
+        folded = self._folded(width, cin, cout, groups)
         units = max(width // size, 1)
         on = max(round(active / size), 1)
         mask = torch.zeros(units, dtype=torch.bool, device=self.device)
@@ -186,7 +181,7 @@ class StepProgram:
         def run():
             members = (which == 3)[:, None, None]
             bool(mask.all())
-            sliced = slice_channels(next(folded), mask.repeat_interleave(width // units))
+            sliced = slice_channels(folded, mask.repeat_interleave(width // units))
             # The executor's kernels ask for packed weights.
             packed = [conv.packed for conv in (sliced.conv1, sliced.conv2, sliced.conv3)]
             return members, packed
@@ -217,19 +212,22 @@ class StepProgram:
         return (*ops.active_patches(mask.view(n, *grid)), count,
                 min(side, height) * min(side, width))
 
-    def _halo_positions(self, step, rows, map_rows):
+    def _halo_positions(self, step, rows, map_rows, marks):
         n, height, width, side, share, stride, dilation = step.args
-        index, count, *_ = self._listed(n, height, width, side, share)
+        index, count, patches, _ = self._listed(n, height, width, side, share)
         mid = height * stride, width * stride
+        window = [min((min(side, out) - 1) * stride + 1 + 2 * dilation, size)
+                  for out, size in zip((height, width), mid)]
 
         def run():
             return ops.halo_positions(index, count, n, *mid, side, stride, dilation)
-        return (int(run()[1]), n * math.prod(mid)), run
+        return (int(run()[1]), n * math.prod(mid), patches * math.prod(window)), run
 
-    def _folds(self, outputs, inputs, kernel=1, groups=1):
-        """Endless folded convolutions, their weights not in the caches."""
-        return self._cold(lambda: FoldedConv(*self._weight(outputs, inputs // groups, kernel),
-                                             groups))
+    def _fold(self, form, outputs, inputs, kernel=1, groups=1):
+        """Folded weights, bias, and weights in a form for kernels."""
+        conv = FoldedConv(*self._weight(outputs, inputs // groups, kernel), groups)
+        # Laid out now: nets do so once, not in every run.
+        return conv.weight, conv.bias, getattr(conv, form)
 
     def _channels(self, n, total, active, size):
         """Arguments that pick so many channels of each sample."""
@@ -256,25 +254,22 @@ class StepProgram:
         total = max(round(total), rows)
         index, count = self._some_positions(total, rows, run)
         x = self._input(1, inputs, 1, (total - 1) * stride + 1)
-        folds = self._folds(outputs, inputs)
+        weight, bias, packed = self._fold('packed', outputs, inputs)
 
         def convolve():
-            conv = next(folds)
-            ops.conv1x1_positions(x, index, count, conv.weight, conv.bias, stride, True,
-                                  packed=conv.packed)
+            ops.conv1x1_positions(x, index, count, weight, bias, stride, True, packed=packed)
         return (total if index is None else len(index), inputs, outputs), convolve
 
     def _patch_conv(self, step, outputs, inputs, groups=1, winograd=False):
         n, height, width, side, share, stride, dilation = step.args
         index, count, patches, area = self._listed(n, height, width, side, share)
         y = self._input(n, inputs, height * stride, width * stride)
-        folds = self._folds(outputs, inputs, 3, groups)
+        form = 'packed_winograd' if winograd else 'packed'
+        weight, bias, packed = self._fold(form, outputs, inputs, 3, groups)
 
         def run():
-            conv = next(folds)
-            ops.conv3x3_patches(y, index, count, conv.weight, conv.bias, side, stride, dilation,
-                                groups, packed=conv.packed_winograd if winograd else conv.packed,
-                                winograd=winograd and conv.packed is not None)
+            ops.conv3x3_patches(y, index, count, weight, bias, side, stride, dilation, groups,
+                                packed=packed, winograd=winograd and packed is not None)
         return patches, patches * area, run
 
     def _rows3x3(self, step, rows, inputs, outputs):
@@ -296,12 +291,11 @@ class StepProgram:
         n, height, width, side, _ = step.args
         out = self._input(n, outputs, height, width)
         values = self._input(len(index), area, inputs)
-        folds = self._folds(outputs, inputs)
+        weight, bias, packed = self._fold('packed', outputs, inputs)
 
         def run():
-            conv = next(folds)
-            ops.conv1x1_add_patches_(out, out, values, index, count, conv.weight, conv.bias, side,
-                                     packed=conv.packed)
+            ops.conv1x1_add_patches_(out, out, values, index, count, weight, bias, side,
+                                     packed=packed)
         return (patches * area, inputs, outputs), run
 
     def _picked1x1(self, step, rows, inputs, outputs, samples):
@@ -311,12 +305,11 @@ class StepProgram:
         x = self._input(n, inputs, 1, (total // n - 1) * stride + 1)
         width = size * max(round(2 * outputs / size), 1)
         active, picks = self._channels(n, width, outputs, size)
-        folds = self._folds(width, inputs)
+        weight, bias, packed = self._fold('sliceable', width, inputs)
 
         def convolve():
-            conv = next(folds)
-            ops.conv1x1_positions(x, index, count, conv.weight, conv.bias, stride, True,
-                                  packed=conv.sliceable, **picks)
+            ops.conv1x1_positions(x, index, count, weight, bias, stride, True, packed=packed,
+                                  **picks)
         return (total // n * n if index is None else len(index), inputs, active, n), convolve
 
     def _picked3x3(self, step, rows, inputs, outputs, samples):
@@ -325,12 +318,11 @@ class StepProgram:
         total = size * max(round(2 * outputs / size), 1)
         active, picks = self._channels(n, total, outputs, size)
         y = self._input(n, total, height * stride, width * stride)
-        folds = self._folds(total, total, 3)
+        weight, bias, packed = self._fold('sliceable', total, total, 3)
 
         def run():
-            conv = next(folds)
-            ops.conv3x3_patches(y, index, count, conv.weight, conv.bias, side, stride, dilation,
-                                packed=conv.sliceable, **picks)
+            ops.conv3x3_patches(y, index, count, weight, bias, side, stride, dilation,
+                                packed=packed, **picks)
         return (patches * area, active, active, samples), run
 
     def _picked1x1_add(self, step, rows, inputs, outputs, samples):
@@ -340,20 +332,20 @@ class StepProgram:
         active, picks = self._channels(n, total, inputs, size)
         out = self._input(n, outputs, height, width)
         values = self._input(len(index), area, total)
-        folds = self._folds(outputs, total)
+        weight, bias, packed = self._fold('packed', outputs, total)
 
         def run():
-            conv = next(folds)
-            ops.conv1x1_add_patches_(out, out, values, index, count, conv.weight, conv.bias, side,
-                                     packed=conv.packed, **picks)
+            ops.conv1x1_add_patches_(out, out, values, index, count, weight, bias, side,
+                                     packed=packed, **picks)
         return (patches * area, active, outputs, samples), run
 
-    def _excite_rows(self, step, rows, channels, hidden, n):
+    def _excite_rows(self, step, positions, channels, hidden, n):
         n, height, width, side, share = step.args
         index, count, patches, area = self._listed(n, height, width, side, share)
         values = self._input(len(index), area, channels)
         weights = self._excitation(channels, hidden).weights
-        return ((patches * area, channels, hidden, n),
+        grid = math.ceil(height / side) * math.ceil(width / side)
+        return ((patches / (n * grid) * height * width, channels, hidden, n),
                 lambda: ops.excite_patches_(values, index, count, height, width, side, *weights))
 
     def _block(self, step):

@@ -74,15 +74,19 @@ class BlockTimes:
 
     @property
     def break_even(self):
-        """The share up to which skipping is not slower; latencies between are interpolated."""
+        """The share up to which skipping is not slower; latencies between are interpolated.
+
+        Beyond the first share at which it is slower it may be faster again: where everything is
+        on, nothing needs slicing. That is not worth a case of its own.
+        """
         gains = [self.dense_ms - ms for ms in self.skipping_ms]
-        if gains[-1] >= 0:
+        lost = next((i for i, gain in enumerate(gains) if gain < 0), None)
+        if lost is None:
             return 1.0
-        last = max((i for i, gain in enumerate(gains) if gain >= 0), default=None)
-        if last is None:
+        if lost == 0:
             return 0.0
-        (low, high), (won, lost) = self.rates[last:last + 2], gains[last:last + 2]
-        return low + (high - low) * won / (won - lost)
+        (low, high), (won, missed) = self.rates[lost - 1:lost + 1], gains[lost - 1:lost + 1]
+        return low + (high - low) * won / (won - missed)
 
 
 class ExecutionPlan:

@@ -145,6 +145,8 @@ T dot(const T* row, const T* weight, int64_t size) {
     LAUD_UNROLL
     for (int v = 0; v < 4; v++)
       sums[v] += vec::load(row + i + v * vec::size) * vec::load(weight + i + v * vec::size);
+  for (; i + vec::size <= size; i += vec::size)
+    sums[0] += vec::load(row + i) * vec::load(weight + i);
   sums[0] += sums[1] + sums[2] + sums[3];
   T sum = 0;
   for (int v = 0; v < vec::size; v++) sum += sums[0][v];
