@@ -197,17 +197,17 @@ def test_bad_input_is_named_before_any_work(tmp_path, monkeypatch, args, message
 def test_plan_measures_and_a_backbone_takes_it(tmp_path, capsys):
     from laud_mm.models.backbones import LAUDRegNet
     config = tmp_path / 'tiny.py'
-    arch = dict(widths=(16, 24), depths=(1, 2), group_widths=(8, 8))
+    arch = dict(widths=(16, 24, 32, 40), depths=(1, 2, 1, 1), group_widths=8)
     config.write_text(f'model = dict(backbone=dict(type="laud_mm.LAUDRegNet", arch={arch}, '
                       'out_indices=(0, 1), paradigm="channel"))')
     out = tmp_path / 'plan.json'
     run('plan', '--config', config, '--size', 64, 96, '--batch', 1, 2, '--rate', 0.5, 1,
         '--repeats', 1, '--expected-rate', 0.7, '--out', out)
     assert f'wrote {out}' in capsys.readouterr().out
-    plan = LAUDRegNet(arch, out_indices=(0, 1), paradigm='channel', plan=str(out)).plan
+    plan = LAUDRegNet(arch, paradigm='channel', plan=str(out)).plan
     assert plan.expected_rate == 0.7 and plan.stamp['threads'] == torch.get_num_threads()
     # The second block of stage 2 has a shape of its own.
-    assert sorted(case.batch for case in plan.blocks) == [1, 1, 1, 2, 2, 2]
+    assert sorted(case.batch for case in plan.blocks) == [1] * 5 + [2] * 5
     assert all(times.rates == (0.5, 1.0) for times in plan.blocks.values())
 
 
