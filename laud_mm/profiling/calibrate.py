@@ -79,8 +79,6 @@ def _is_affordable(step):
     """Whether a step's maps and arithmetic fit into the time that a calibration has."""
     sizes = dict(zip(STEP_SIZES[step.kind], step.sizes))
     rows = max((size for name, size in sizes.items() if name.endswith('rows')), default=1)
-    if 'sample_rows' in sizes:
-        rows *= sizes['batch']
     channels = max(sizes.get(name, 1) for name in ('channels', 'inputs', 'outputs', 'width'))
     macs = sizes.get('rows', 1) * sizes.get('inputs', 1) * sizes.get('outputs', 1)
     return rows * channels <= MAX_VALUES and macs * (9 if '3x3' in step.kind else 1) <= MAX_MACS
