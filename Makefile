@@ -2,6 +2,7 @@
 # make coco   train and evaluate all five detectors at small width on the same photographs
 # make digits accuracy against latency on handwritten digits, all paradigms (half an hour)
 # make test   run the tests
+# make coverage  the tests, and which lines they run; fails under 90 %
 # make asan   run the operations' tests on CPU kernels built with AddressSanitizer
 # make cuda-check     compile the CUDA kernels for all architectures; needs nvcc, no GPU
 # make cuda-sanitize  run the GPU tests of the operations under compute-sanitizer
@@ -15,7 +16,7 @@ PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test asan lint docs gallery zoo dist demo coco digits cuda-check cuda-sanitize
+.PHONY: env python test coverage asan lint docs gallery zoo dist demo coco digits cuda-check cuda-sanitize
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -24,6 +25,9 @@ python:
 
 test: env
 	.venv/bin/python -m pytest $(TESTS)
+
+coverage: env
+	.venv/bin/python -m pytest --cov --cov-report=term:skip-covered $(TESTS)
 
 # A copy of the package, so that the installed kernels stay.
 ASAN := build/asan

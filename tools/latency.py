@@ -97,6 +97,8 @@ def parse_args(argv=None):
     c = commands.add_parser('compare', help='predicted against measured, here')
     for sub in (m, c):
         add_networks(sub, several=True)
+        sub.add_argument('--config', help='the backbone of this config instead of --network, '
+                         '--paradigm and --granularity')
         sub.add_argument('--rate', nargs='+', type=float, default=[0.5])
         sub.add_argument('--granularity', help='S or G, such as 8-4-7-1')
         sub.add_argument('--batch', nargs='+', type=int, default=[1])
@@ -115,10 +117,12 @@ def parse_args(argv=None):
     k.add_argument('--out', required=True, help='calibration file to write')
     k.add_argument('--device', default='cpu')
     k.add_argument('--precision', choices=('fp32', 'fp16', 'bf16'), default='fp32')
-    k.add_argument('--blocks', type=int, default=500, help='random blocks whose steps are measured')
-    k.add_argument('--held-out', type=float, default=0.15, help='share not used in fitting')
-    k.add_argument('--rounds', type=int, default=2)
-    k.add_argument('--nets', type=int, default=40, help='random backbones measured')
+    k.add_argument('--blocks', type=int, default=1600,
+                   help='random blocks whose steps are measured, ten in a few seconds')
+    k.add_argument('--held-out', type=float, default=0.04,
+                   help='so many more, as a share, to check the fit on')
+    k.add_argument('--rounds', type=int, default=1, help='how often a step is measured')
+    k.add_argument('--nets', type=int, default=150, help='random backbones measured')
     k.add_argument('--seed', type=int, default=0)
     add_outputs(k, 'predicted over measured steps')
 
@@ -182,8 +186,7 @@ def predict(args):
                       args.channel_masker, args.precision, tuple(args.size))
     predictors, rates = Predictors(args.published, args.any_machine), args.rate
     if args.config:
-        from mmengine.config import Config
-        backbone = Config.fromfile(args.config).model.backbone
+        backbone = config_backbone(args.config)
         spec = backbone_spec(backbone, args.size)
         about = dict(config=args.config, rate=args.rate, image_size=list(args.size),
                      paradigm=backbone.get('paradigm', 'layer'))
@@ -270,8 +273,18 @@ def choose_granularities(args, predictors, settings):
         plot_lines(rows, args.plot, 'rate', 'ratio', ('network', 'device', 'paradigm'))
 
 
+def config_backbone(path):
+    from mmengine.config import Config
+    return Config.fromfile(path).model.backbone.to_dict()
+
+
 def bench_settings(args, rates=None, batches=None):
     from laud_mm.profiling.backbones import BenchSetting
+    if args.config:
+        backbone = config_backbone(args.config)
+        return [BenchSetting(Path(args.config).stem, backbone.get('paradigm', 'layer'), rate,
+                             batch, None, tuple(args.size), backbone=backbone)
+                for rate in rates or args.rate for batch in batches or args.batch]
     paradigms = [paradigm_of(p) for p in args.paradigm or ('layer', 'channel', 'spatial')]
     return [BenchSetting(network, paradigm, rate, batch,
                          granularity_of(args.granularity, paradigm), tuple(args.size))
@@ -313,14 +326,8 @@ def plan(args):
     from laud_mm.profiling.plan import make_plan
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.config:
-        from mmengine.config import Config
-        from laud_mm.registry import MODELS
-        settings = Config.fromfile(args.config).model.backbone
-        backbones = [MODELS.build(dict(settings, init_cfg=None, plan=None))]
-    else:
-        settings = bench_settings(args, rates=[1.0], batches=[1])
-        backbones = [setting.build() for setting in settings]
+    settings = bench_settings(args, rates=[1.0], batches=[1])
+    backbones = [setting.build(plan=None) for setting in settings]
     made = make_plan(backbones, tuple(args.size), args.batch, args.device, args.precision,
                      args.rate or MEASURED_RATES, args.expected_rate, repeats=args.repeats,
                      track=track)

@@ -14,6 +14,7 @@ Two layers keep a second checkout cheap:
 Environment variables:
     LAUD_MM_CACHE   cache folder (default: ~/.cache/laud_mm)
     LAUD_MM_WHEELS  folders with ready mmcv wheels, separated by ':'
+    LAUD_MM_FAMILY  `openmmlab` (default), or `onedl`, its maintained continuation
     MAX_JOBS        compiler processes of the mmcv build (default: all cores)
 """
 import argparse
@@ -34,7 +35,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ROOT / 'requirements'
-STACK_FILES = ('build', 'torch', 'mmcv', 'openmmlab', 'demo', 'tests', 'dev')
+# family: the pins of its mmcv, and of the rest
+FAMILIES = {'openmmlab': ('mmcv', 'openmmlab'), 'onedl': ('onedl_mmcv', 'onedl')}
 PYTHON_VERSIONS = ((3, 11), (3, 12))
 MMCV_CPU_MINUTES = 25
 
@@ -57,9 +59,27 @@ def cache_root():
         raise SetupError(f'{error} Set LAUD_MM_CACHE to a folder with 10 GB free') from error
 
 
+def family():
+    """The family of packages that was asked for."""
+    name = os.environ.get('LAUD_MM_FAMILY') or 'openmmlab'
+    if name not in FAMILIES:
+        raise SetupError(f'LAUD_MM_FAMILY must be one of {", ".join(FAMILIES)}, got {name}')
+    return name
+
+
+def mmcv_pin():
+    """File of the requirement of mmcv, the distribution's name and version."""
+    path = PINS / f'{FAMILIES[family()][0]}.txt'
+    return (path, *path.read_text().strip().split('=='))
+
+
+def stack_files():
+    return ('build', 'torch', *FAMILIES[family()], 'demo', 'tests', 'dev')
+
+
 def stack_key():
     digest = hashlib.sha256()
-    for name in STACK_FILES:
+    for name in stack_files():
         digest.update((PINS / f'{name}.txt').read_bytes())
     return f'py{sys.version_info.major}{sys.version_info.minor}-{digest.hexdigest()[:12]}'
 
@@ -139,7 +159,7 @@ def build_stack(python, cache):
     say('installing torch (a download of about 3 GB the first time)')
     pip_install(python, '-r', PINS / 'torch.txt')
     say('installing mmdet, mmpretrain and the test tools')
-    rest = [name for name in STACK_FILES if name not in ('build', 'torch', 'mmcv')]
+    rest = [name for name in stack_files() if name not in ('build', 'torch', mmcv_pin()[0].stem)]
     pip_install(python, *[f'-r{PINS / name}.txt' for name in rest])
     install_mmcv(python, cache)
     run([python, '-P', ROOT / 'laud_mm' / 'utils' / 'stack.py'])
@@ -189,16 +209,16 @@ def has_toolkit(torch_cuda):
 
 def try_mmcv_wheel(python, folder):
     """Install mmcv from `folder`; true when its ops then import."""
-    version = (PINS / 'mmcv.txt').read_text().strip().split('==')[1]
+    _, name, version = mmcv_pin()
     # The file itself, not --find-links: that only adds to the user's own find-links.
-    for wheel in sorted(folder.glob(f'mmcv-{version}[-+]*.whl')):
+    for wheel in sorted(folder.glob(f'{name.replace("-", "_")}-{version}[-+]*.whl')):
         if not succeeds([python, '-m', 'pip', 'install', '--quiet', '--force-reinstall',
                          '--no-deps', '--no-index', wheel]):
             continue  # for another Python or platform
         if succeeds([python, '-c', 'import mmcv.ops']):
             return True
         say(f'mmcv: the wheel in {folder} was built for another torch; left aside')
-        run([python, '-m', 'pip', 'uninstall', '--quiet', '--yes', 'mmcv'])
+        run([python, '-m', 'pip', 'uninstall', '--quiet', '--yes', name])
     return False
 
 
@@ -214,6 +234,7 @@ def count_jobs(cuda):
 
 
 def build_mmcv_wheel(python, target, cuda):
+    pins, name, _ = mmcv_pin()
     jobs = count_jobs(cuda)
     minutes = MMCV_CPU_MINUTES / jobs * (3 if cuda else 1)
     log_path = target / 'build.log'
@@ -233,7 +254,7 @@ def build_mmcv_wheel(python, target, cuda):
             part = target / 'part'
             shutil.rmtree(part, ignore_errors=True)
             run([python, '-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps',
-                 '--no-cache-dir', '--no-binary', 'mmcv', '-w', part, '-r', PINS / 'mmcv.txt'],
+                 '--no-cache-dir', '--no-binary', name, '-w', part, '-r', pins],
                 log=log, env=env)
             for wheel in part.glob('*.whl'):
                 os.replace(wheel, target / wheel.name)

@@ -1,5 +1,6 @@
 """CalibratedPredictor: latency from steps that were measured on the machine at hand."""
 import importlib.metadata
+import itertools
 import json
 import os
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from .machine import cpu_name
 from .output import write_json
 from .prediction import BlockLatency, LatencyReport, OpLatency
 from .schedule import FUSIONS
-from .steps import NetCorrection, StepModel
+from .steps import NetCorrection, StepModel, far_share
 
 FORMAT, VERSION = 'laud_mm calibration', 1
 
@@ -53,19 +54,21 @@ class CalibratedPredictor:
         if any(isinstance(block.shape, TransformerShape) for block in network.blocks):
             raise ValueError('a calibrated device predicts convolutional networks; for '
                              't2t_vit_* name a device of the hardware table')
-        blocks = tuple(self._block(block, rate, batch)
-                       for block, rate in zip(network.blocks, block_rates(network, rates)))
-        outside = self._run(outside_steps((*network.stem, *network.tail), batch))
-        return LatencyReport(self.name, self.mode, self.precision, batch, blocks, outside,
-                             about or {})
+        rates = block_rates(network, rates)
+        outside = outside_steps((*network.stem, *network.tail), batch)
+        dynamic = [executor_steps(*both, batch) for both in zip(network.blocks, rates)]
+        static = [static_steps(block, batch) for block in network.blocks]
+        far, static_far = (far_share([*outside, *itertools.chain(*own)])
+                           for own in (dynamic, static))
+        blocks = tuple(
+            BlockLatency(block.name, block.shape.stage, float((rate or Rates()).unit),
+                         self._run(own, far), self._run(dense, static_far))
+            for block, rate, own, dense in zip(network.blocks, rates, dynamic, static))
+        return LatencyReport(self.name, self.mode, self.precision, batch, blocks,
+                             self._run(outside, far), about or {})
 
-    def _block(self, block, rates, batch):
-        return BlockLatency(block.name, block.shape.stage, float((rates or Rates()).unit),
-                            self._run(executor_steps(block, rates, batch)),
-                            self._run(static_steps(block, batch)))
-
-    def _run(self, steps):
-        return tuple(OpLatency(step.name, step.kind, self.model.latency_ms(step) * step.times)
+    def _run(self, steps, far):
+        return tuple(OpLatency(step.name, step.kind, self.model.latency_ms(step, far) * step.times)
                      for step in steps)
 
 

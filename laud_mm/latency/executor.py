@@ -53,10 +53,16 @@ def outside_steps(ops, batch):
             sizes = (rows, op.in_channels, op.out_channels)
             kind = f'conv{op.kernel_size}x{op.kernel_size}'
             stem = kind == 'conv7x7'
-            steps += [Step(kind, sizes if stem else (*sizes, reads), () if stem else (op.stride,),
+            variant = () if stem else (op.stride, _plain(batch, reads * op.in_channels))
+            steps += [Step(kind, sizes if stem else (*sizes, reads), variant,
                            name=op.name, args=(batch, *op.out_size, op.stride)),
                       Step('relu', (rows, op.out_channels), name=op.name)]
     return steps
+
+
+def _plain(batch, values, groups=1):
+    """Whether torch convolves so small an input itself instead of asking oneDNN: 1 or 0."""
+    return int(batch == 1 and groups == 1 and values <= 20480)
 
 
 def _size_class(side):
@@ -103,8 +109,9 @@ class _BottleneckSteps:
                                   'conv3'),
                 self.step('add_relu', (self.out_rows * n, s.out_channels))]
 
-    def conv(self, kind, inputs, outputs, read_rows, out, stride, name, variant=()):
+    def conv(self, kind, inputs, outputs, read_rows, out, stride, name, variant=None):
         n = self.batch
+        variant = variant or (_plain(n, read_rows * inputs), )
         return self.step(kind, (n * math.prod(out), inputs, outputs, n * read_rows),
                          (stride, *variant), args=(n, *out, stride), name=name)
 
@@ -134,7 +141,7 @@ class _BottleneckSteps:
 
     def dynamic_shortcut(self):
         s, rows = self.shape, self.batch * self.out_rows
-        return [self.step('rows1x1', (rows, s.in_channels, s.out_channels), (s.stride,),
+        return [self.step('rows1x1', (rows, s.in_channels, s.out_channels), (s.stride, 0),
                           args=(rows, s.stride, 0), name='downsample')] * s.downsample
 
     def layer(self, rate):
@@ -195,15 +202,16 @@ class _BottleneckSteps:
         kind, extra = ('picked', (part.computing,)) if picks else ('rows', ())
         args = (s.channel_granularity,) if picks else ()
         steps = []
-        if s.paradigm != 'channel' or (s.groups > 1 and self.batch > 1):
-            window = [min((side - 1) * s.stride2 + 1 + 2 * s.dilation, size)
-                      for side, size in zip(sides, s.mid_size(self.in_size))]
+        listed = s.paradigm != 'channel'
+        if listed:
+            lines = min((sides[0] - 1) * s.stride2 + 1 + 2 * s.dilation, self.mid[0])
             steps.append(self.step(
-                'halo_positions', (part.read, n * self.mid_rows, part.patches * math.prod(window)),
+                'halo_positions', (part.read, n * self.mid_rows, part.patches * lines),
                 args=(*where, s.stride2, s.dilation)))
-        steps.append(self.step(f'{kind}1x1', (part.read, s.in_channels, active, *extra),
-                               (s.stride1,) * (not picks), name='conv1',
-                               args=(n * self.mid_rows, s.stride1, part.side, *args)))
+        steps.append(self.step(
+            f'{kind}1x1', (part.read, s.in_channels, active, *extra),
+            (int(listed),) if picks else (s.stride1, int(listed)), name='conv1',
+            args=(n * self.mid_rows, s.stride1, part.side * listed, *args)))
         window = (*where, s.stride2, s.dilation, *args)
         if s.groups > 1:
             group = s.width // s.groups
@@ -223,8 +231,10 @@ class _BottleneckSteps:
             steps.append(self.step('rows3x3', (rows, active, active), (s.stride2,), window,
                                    'conv2'))
         if s.se_channels:
-            inside = part.patches / (n * math.prod(grid)) * self.out_rows
-            steps.append(self.step('excite_rows', (inside, active, s.se_channels, n), args=where))
+            computing = max(part.computing, 1.0)
+            inside = part.patches / (computing * math.prod(grid)) * self.out_rows
+            steps.append(self.step('excite_rows', (inside, active, s.se_channels, computing),
+                                   args=where))
         return [*steps, self.step(f'{kind}1x1_add', (rows, active, s.out_channels, *extra),
                                   args=(*where, *args), name='conv3')]
 

@@ -29,14 +29,14 @@ STEP_SIZES = dict(
     spatial_masker=('samples', 'positions', 'channels', 'units'),
     list_patches=('units', ),
     list_channels=('samples', 'groups'),
-    halo_positions=('rows', 'map_rows', 'marks'),  # marks: positions of all windows, overlaps too
+    halo_positions=('rows', 'map_rows', 'lines'),  # lines: of the windows of all patches
     # The operations on what is listed.
     rows1x1=('rows', 'inputs', 'outputs'),
     rows3x3=('rows', 'inputs', 'outputs'),
     rows3x3_winograd=('rows', 'inputs', 'outputs'),  # rows: of whole tiles
     rows3x3_grouped=('rows', 'width', 'group_width'),
     rows1x1_add=('rows', 'inputs', 'outputs'),
-    excite_rows=('positions', 'channels', 'hidden', 'samples'),  # positions: of each sample
+    excite_rows=('positions', 'channels', 'hidden', 'samples'),  # of samples that have patches
     # The same with channels picked per sample.
     picked1x1=('rows', 'inputs', 'outputs', 'samples'),
     picked3x3=('rows', 'inputs', 'outputs', 'samples'),
@@ -162,6 +162,47 @@ def step_features(kind, sizes, units):
     return np.concatenate(features, 1)
 
 
+# What stays near between two runs of a net: so many millions of weights; and where maps stop
+# staying near between two steps.
+NEAR_WEIGHTS_M, MAP_EDGES_M = 4.0, (0.125, 0.5)
+
+
+def weights_m(step):
+    """Millions of weights that a step reads."""
+    sizes = dict(zip(STEP_SIZES[step.kind], step.sizes))
+    if step.kind.endswith('_grouped') and 'group_width' in sizes:
+        return 9e-6 * sizes['width'] * sizes['group_width']
+    if step.kind in _MATRIX:
+        taps = 49 if '7x7' in step.kind else 9 if '3x3' in step.kind else 1
+        return 1e-6 * taps * sizes['inputs'] * sizes['outputs']
+    return 2e-6 * sizes['channels'] * sizes['hidden'] if 'hidden' in sizes else 0.0
+
+
+def written_m(step):
+    """Millions of values that a step writes, in classes: of small, larger and large maps."""
+    sizes = dict(zip(STEP_SIZES[step.kind], step.sizes))
+    rows = sizes.get('rows', sizes.get('samples', 0.0) * sizes.get('positions', 0.0))
+    channels = next((sizes[name] for name in ('outputs', 'width', 'channels') if name in sizes), 0)
+    if 'masker' in step.kind or step.kind in ('slice_grouped', 'excite_rows'):
+        channels = 0  # reads only, or works in place
+    return tuple(_between(1e-6 * rows * channels, low, high)
+                 for low, high in zip((0.0, *MAP_EDGES_M), (*MAP_EDGES_M, math.inf)))
+
+
+def _between(value, low, high):
+    return min(max(value - low, 0.0), high - low)
+
+
+def far_share(steps):
+    """Share of a net's weights that do not stay near until the net runs again.
+
+    Args:
+        steps (Sequence[Step]): Of the whole net.
+    """
+    total = sum(step.times * weights_m(step) for step in steps)
+    return max(1 - NEAR_WEIGHTS_M / total, 0.0) if total else 0.0
+
+
 @dataclass(frozen=True)
 class NetCorrection:
     """What steps cost more in a net than by themselves, over and over.
@@ -171,10 +212,14 @@ class NetCorrection:
     Attributes:
         factors (dict[str, float]): By kind of step.
         call_ms (float): Added for every call to torch.
+        weight_ms (float): Added for every million weights that come from far.
+        map_ms (tuple[float, ...]): Added for every million values written, see `written_m`.
         calls (dict[str, float]): `Step.key` -> calls to torch that it makes.
     """
     factors: Dict[str, float]
     call_ms: float
+    weight_ms: float
+    map_ms: Tuple[float, ...]
     calls: Dict[str, float]
 
 
@@ -195,8 +240,12 @@ class StepModel:
             terms = step_terms(key.split('/')[0])
             self._terms[key] = [(i, own[term]) for i, term in enumerate(terms) if term in own]
 
-    def latency_ms(self, step):
+    def latency_ms(self, step, far=0.0):
         """Predicted latency of one run of a step in a net.
+
+        Args:
+            step (Step): The step.
+            far (float): `far_share` of its net.
 
         Raises:
             ValueError: If the calibration does not know the kind of step.
@@ -204,8 +253,10 @@ class StepModel:
         alone = self.alone_ms(step)
         if self.correction is None:
             return alone
-        factor = self.correction.factors.get(step.kind, 1.0)
-        return factor * alone + self.correction.call_ms * self.calls(step)
+        c = self.correction
+        return (c.factors.get(step.kind, 1.0) * alone + c.call_ms * self.calls(step)
+                + c.weight_ms * far * weights_m(step)
+                + sum(ms * m for ms, m in zip(c.map_ms, written_m(step))))
 
     def calls(self, step):
         """Calls to torch that a step makes."""

@@ -13,7 +13,8 @@ from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.models.dynamic import force_rate, replay
 from laud_mm.specs import Rates
 from laud_mm.specs.arguments import check_choice, check_fraction
-from laud_mm.specs.networks import REGNETS, RESNETS, best_spatial_granularity
+from laud_mm.registry import MODELS
+from laud_mm.specs.networks import REGNETS, RESNETS, backbone_spec, best_spatial_granularity
 
 from .plan import block_inputs
 from .probe import DriftProbe
@@ -31,7 +32,7 @@ class BenchSetting:
     """One network to time.
 
     Attributes:
-        network (str): 'resnet50' and such; a convolutional one.
+        network (str): 'resnet50' and such; a convolutional one. With `backbone` a name for it.
         paradigm (str | None): As of the backbone.
         rate (float): Share of units on, exactly, at random places.
         batch (int): Images.
@@ -39,6 +40,8 @@ class BenchSetting:
         image_size (tuple[int, int]): Height and width.
         block_rates (dict[str, float] | None): A rate for each block instead, such as those
             that a trained network had, see `recorded_rates`.
+        backbone (dict[str, Any] | None): Config of a `LAUDResNet` or `LAUDRegNet`, instead of
+            network, paradigm and granularity.
     """
     network: str
     paradigm: Optional[str]
@@ -47,15 +50,22 @@ class BenchSetting:
     granularity: Optional[Tuple[int, ...]] = None
     image_size: Tuple[int, int] = (224, 224)
     block_rates: Optional[Dict[str, float]] = None
+    backbone: Optional[Dict[str, Any]] = None
 
     def __post_init__(self):
-        check_choice('network', self.network, (*RESNETS, *REGNETS))
+        if self.backbone is None:
+            check_choice('network', self.network, (*RESNETS, *REGNETS))
+        else:
+            kind = str(self.backbone.get('type')).rsplit('.', 1)[-1]
+            check_choice('backbone.type', kind, ('LAUDResNet', 'LAUDRegNet'))
         check_fraction('rate', self.rate)
         if self.batch < 1:
             raise ValueError(f'batch must be a positive int, got {self.batch!r}')
 
     def build(self, **kwargs):
         """The backbone, with random weights, in evaluation."""
+        if self.backbone is not None:
+            return MODELS.build(dict(self.backbone, init_cfg=None, **kwargs)).eval()
         kwargs = dict(dict(paradigm=self.paradigm), **kwargs)
         spatial = best_spatial_granularity(self.network)
         if self.granularity and self.paradigm == 'channel':
@@ -66,10 +76,12 @@ class BenchSetting:
             return LAUDResNet(RESNETS[self.network], **kwargs).eval()
         return LAUDRegNet(self.network, **kwargs).eval()
 
-    def prediction(self):
-        """The same as a `Setting` of the predictor."""
+    def spec(self):
+        """Op specs of the network."""
+        if self.backbone is not None:
+            return backbone_spec(self.backbone, tuple(self.image_size))
         return Setting(self.network, self.paradigm, self.rate, 'here', self.batch,
-                       self.granularity, image_size=tuple(self.image_size))
+                       self.granularity, image_size=tuple(self.image_size)).spec()
 
 
 @contextmanager
@@ -183,7 +195,8 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     memory = LAYOUTS[check_choice('layout', layout, tuple(LAYOUTS))]
     dtype = _WHOLE.get(precision, torch.float32)
     with torch.no_grad(), run_precision(precision, device):
-        net = setting.build(plan=plan).to(device, dtype, memory_format=memory)
+        own = dict(plan=plan) if plan else {}  # a config may have a plan of its own
+        net = setting.build(**own).to(device, dtype, memory_format=memory)
         x = torch.randn(setting.batch, 3, *setting.image_size, device=device, dtype=dtype)
         x = x.contiguous(memory_format=memory)
         compiled = compiled_static(setting, net, memory) if compile_static else None
@@ -196,9 +209,9 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     def per_image(name, prefix=''):
         return {f'{prefix}{key}_ms': getattr(timed.stats[name], f'{key}_ms') / setting.batch
                 for key in ('mean', 'p50', 'p90', 'p99')}
-    row = dict(network=setting.network, paradigm=setting.paradigm, rate=setting.rate,
-               batch=setting.batch, size=list(setting.image_size),
-               granularity=setting.prediction().about()['granularity'],
+    paradigm, granularity = paradigm_and_granularity(net)
+    row = dict(network=setting.network, paradigm=paradigm, rate=setting.rate,
+               batch=setting.batch, size=list(setting.image_size), granularity=granularity,
                realised_rate=timed.cost.mean_rate.item(),
                flops_fraction=timed.cost.fraction.mean().item(), **per_image('dynamic'))
     for name in timed.ratios:
@@ -212,6 +225,18 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     row['stages'] = [dict(stage=i + 1, p50_ms=d / setting.batch, static_p50_ms=s / setting.batch)
                      for i, (d, s) in enumerate(zip(stages['dynamic'], stages['static']))]
     return row
+
+
+def paradigm_and_granularity(net):
+    """What a backbone skips, one name or one per stage, and S or G per stage where it has one."""
+    shapes = [stage[0].shape for stage in net.stages()]
+    sides = dict(spatial='spatial_granularity', both='spatial_granularity',
+                 channel='channel_granularity')
+    paradigms = [shape.paradigm for shape in shapes]
+    granularity = [getattr(shape, sides[shape.paradigm]) if shape.paradigm in sides else None
+                   for shape in shapes]
+    return (paradigms[0] if len(set(paradigms)) == 1 else paradigms,
+            granularity if any(granularity) else None)
 
 
 def dense_blocks(net, x, cost):
@@ -269,15 +294,14 @@ def compare_setting(setting, predictor, warmup=5, repeats=30):
         in the calibration; `error` = drift * predicted / measured - 1.
     """
     probe = DriftProbe(predictor.stamp['device'])
-    before = probe()
+    before = probe.steady()
     measured = measure_setting(setting, predictor.stamp['device'], predictor.precision,
                                warmup=warmup, repeats=repeats)
-    drift = math.sqrt(before * probe()) / predictor.stamp['probe_ms']
-    prediction = setting.prediction()
+    drift = math.sqrt(before * probe.steady()) / predictor.stamp['probe_ms']
     # The rates that really were: a block of few units cannot have any rate.
     rates = [Rates(**rates) for rates in measured['block_rates']]
-    report = predictor.predict(prediction.spec(), rates, setting.batch)
-    row = dict(network=setting.network, paradigm=setting.paradigm, rate=setting.rate,
+    report = predictor.predict(setting.spec(), rates, setting.batch)
+    row = dict(network=setting.network, paradigm=measured['paradigm'], rate=setting.rate,
                batch=setting.batch, granularity=measured['granularity'],
                measured_ms=measured['p50_ms'], predicted_ms=report.latency_per_image_ms,
                static_measured_ms=measured['static_p50_ms'],

@@ -10,8 +10,8 @@ import torch
 from laud_mm.latency.calibrated import save_calibration
 from laud_mm.latency.executor import executor_steps, outside_steps, static_steps
 from laud_mm.latency.measure import Timer, device_stamp, keep_freed_memory
-from laud_mm.latency.steps import (STEP_SIZES, NetCorrection, Step, StepModel, step_features,
-                                   step_terms)
+from laud_mm.latency.steps import (STEP_SIZES, NetCorrection, Step, StepModel, far_share,
+                                   step_features, step_terms, weights_m, written_m)
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.specs import (BlockSpec, BottleneckShape, Rates, regnet_stem_specs,
                            resnet_stem_specs)
@@ -24,7 +24,8 @@ from .steps import StepProgram
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 GOOD = 0.15  # a prediction within this share of the measurement is a good one
 MAX_MACS, MAX_VALUES = 1.2e9, 8e6  # of one measured step
-PRIOR = 0.1  # how strongly a kind of step is held to cost in nets what it costs alone
+PRIOR = 0.5  # how strongly a kind of step is held to cost in nets what it costs alone
+CHECK_ROUNDS = 3  # a held-out step is measured so often; what is fitted, once or more
 MIN_REPEATS, MAX_REPEATS, ROUND_MS = 5, 30, 15  # timed runs of a step per round
 PROGRAM_S = 0.035  # everything included, from `MIN_REPEATS` on
 
@@ -139,7 +140,8 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=it
         steps (Sequence[Step]): What to measure.
         device (str): Where.
         dtype (torch.dtype): Type of maps and weights.
-        rounds (int): Rounds over all steps, each in another order.
+        rounds (int | Sequence[int]): How often each is measured, in rounds of other orders; of
+            all steps or of every one.
         seed (int): Of the orders.
         track (Callable): Wraps an iterable, for a progress bar.
         probes (list[float], optional): Receives the latency of every drift probe.
@@ -151,8 +153,10 @@ def measure_steps(steps, device, dtype=torch.float32, rounds=2, seed=0, track=it
     timer, done = Timer(device), [None] * len(steps)
     samples, drift, probe = [[] for _ in steps], [[] for _ in steps], DriftProbe(device)
     rng, order = random.Random(seed), []
-    for _ in range(rounds):
-        order += rng.sample(range(len(steps)), len(steps))
+    wanted = [rounds] * len(steps) if isinstance(rounds, int) else rounds
+    for done_rounds in range(max(wanted)):
+        round_ = [index for index, count in enumerate(wanted) if count > done_rounds]
+        order += rng.sample(round_, len(round_))
     keep_freed_memory()
     with torch.inference_mode():
         for index in track(order):
@@ -213,23 +217,26 @@ def _step_of(row):
     return Step(row['kind'], tuple(row['sizes']), tuple(row['variant']))
 
 
-def _fit_relative(features, measured, weights=1.0, rounds=8):
+def _fit_relative(features, measured, towards_one=0.0, rounds=8):
     """Weights of at least zero with small relative errors; outliers weigh less and less.
 
     Args:
         features (np.ndarray): (N, number of terms).
         measured (np.ndarray): (N,).
-        weights (np.ndarray | float): (N,), of the rows.
+        towards_one (np.ndarray | float): (number of terms,) how strongly a weight is held to 1.
         rounds (int): Fits, each with the errors of the one before.
     """
     from scipy.optimize import nnls
     relative = features / measured[:, None]
     scale = np.maximum(np.abs(relative).max(0), 1e-300)
-    trust = np.ones(len(measured)) * weights
+    strength = np.broadcast_to(towards_one, scale.shape)
+    held = np.diag(strength / scale)[strength > 0]
+    trust = np.ones(len(measured))
     for _ in range(rounds):
-        solution = nnls(relative / scale * trust[:, None], trust, maxiter=50000)[0]
+        solution = nnls(np.concatenate([relative / scale * trust[:, None], held]),
+                        np.concatenate([trust, strength[strength > 0]]), maxiter=50000)[0]
         error = np.abs(relative / scale @ solution - 1)
-        trust = weights / np.sqrt(np.maximum(error, 0.03))
+        trust = 1 / np.sqrt(np.maximum(error, 0.03))
     return solution / scale
 
 
@@ -251,7 +258,8 @@ def random_net(rng):
                                                   (7, 7, 7, 7))))
     batch, side = rng.choice((1, 1, 2, 4, 8)), 32 * rng.randint(4, 8)
     if rng.random() < 0.5:
-        net = LAUDResNet(50, base_channels=rng.choice((32, 40, 48, 64, 72)), **kwargs)
+        net = LAUDResNet(rng.choice((50, 50, 101)),
+                         base_channels=rng.choice((32, 40, 48, 64, 72)), **kwargs)
     else:
         group = rng.choice((8, 16, 24))
         widths = [group * round(w * rng.uniform(0.8, 1.6) / group) or group
@@ -285,10 +293,10 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=9, track=it
             net, size, rate, batch = random_net(rng)
             net = net.to(device, dtype, memory_format=torch.channels_last)
             x = torch.randn(batch, 3, *size, device=device, dtype=dtype)
-            before = probe()
+            before = probe.steady()
             timed = time_backbone(net, x.contiguous(memory_format=torch.channels_last), rate,
                                   warmup=2, repeats=repeats)
-            scale = 1.0 if usual is None else usual / math.sqrt(before * probe())
+            scale = 1.0 if usual is None else usual / math.sqrt(before * probe.steady())
             spec = net.op_specs(size)
             rates = [Rates(**mean_rates(rates)) for rates in timed.cost.block_rates]
             stem = outside_steps(spec.stem, batch)
@@ -316,23 +324,22 @@ def correct_for_nets(model, step_rows, nets):
     for row in step_rows:
         calls.setdefault(_step_of(row).key, []).append(row['calls'])
     calls = {key: float(np.mean(own)) for key, own in calls.items()}
-    counting = StepModel(model.weights, model.units, NetCorrection({}, 0.0, calls))
+    counting = StepModel(model.weights, model.units, NetCorrection({}, 0.0, 0.0, (), calls))
     kinds = sorted({step.kind for steps, _ in nets for step in steps})
-    table, measured = [], []
-    for steps, latency_ms in nets:
-        sums = dict.fromkeys(kinds, 0.0)
+    table = []
+    for steps, _ in nets:
+        sums, far, others = dict.fromkeys(kinds, 0.0), far_share(steps), np.zeros(5)
         for step in steps:
             sums[step.kind] += step.times * counting.alone_ms(step)
-        number = sum(step.times * counting.calls(step) for step in steps)
-        table.append([*sums.values(), number])
-        measured.append(latency_ms)
+            others += step.times * np.array([counting.calls(step), far * weights_m(step),
+                                             *written_m(step)])
+        table.append([*sums.values(), *others])
     # Kinds that always come together cannot be told apart: each also tends to 1.
-    table += [[float(kind == own) for kind in kinds] + [0.0] for own in kinds]
-    solution = _fit_relative(np.array(table), np.array([*measured, *(1.0 for _ in kinds)]),
-                             np.array([1.0] * len(measured) + [PRIOR] * len(kinds)))
-    factors = dict(zip(kinds, map(float, solution[:-1])))
-    return StepModel(model.weights, model.units,
-                     NetCorrection(factors, float(solution[-1]), calls))
+    solution = _fit_relative(np.array(table), np.array([latency_ms for _, latency_ms in nets]),
+                             np.array([PRIOR] * len(kinds) + [0.0] * 5)).tolist()
+    call_ms, weight_ms, *map_ms = solution[len(kinds):]
+    return StepModel(model.weights, model.units, NetCorrection(
+        dict(zip(kinds, solution)), call_ms, weight_ms, tuple(map_ms), calls))
 
 
 def summarise_errors(rows):
@@ -354,8 +361,8 @@ def summarise_errors(rows):
             line('all', rows)]
 
 
-def calibrate(path, device='cpu', precision='fp32', blocks=500, held_out=0.15, rounds=2,
-              nets=40, seed=0, track=iter):
+def calibrate(path, device='cpu', precision='fp32', blocks=1600, held_out=0.04, rounds=1,
+              nets=150, seed=0, track=iter):
     """Measure random steps and nets here, fit them, check the fit on others, write the file.
 
     Args:
@@ -364,7 +371,8 @@ def calibrate(path, device='cpu', precision='fp32', blocks=500, held_out=0.15, r
         precision (str): 'fp32', 'fp16' or 'bf16'.
         blocks (int): Random blocks whose steps are measured.
         held_out (float): How many more blocks, as a share, to check the fit on.
-        rounds (int): Rounds over all steps.
+        rounds (int): How often every step is measured that the fit uses. More steps teach it
+            more than more rounds.
         nets (int): Random backbones measured.
         seed (int): Of the steps and nets drawn.
         track (Callable): Wraps an iterable, for a progress bar.
@@ -387,7 +395,9 @@ def calibrate(path, device='cpu', precision='fp32', blocks=500, held_out=0.15, r
     known = draw_steps(blocks, seed)
     others = held_out_steps(max(round(held_out * blocks), 1), seed + 1, known)
     probes = []
-    rows = measure_steps(known + others, device, dtype, rounds, seed, track, probes)
+    rows = measure_steps(known + others, device, dtype,
+                         [rounds] * len(known) + [max(rounds, CHECK_ROUNDS)] * len(others),
+                         seed, track, probes)
     probe_ms = float(np.median(probes))
     for index, row in enumerate(rows):
         row['held_out'] = index >= len(known)

@@ -35,3 +35,7 @@ class DriftProbe:
         times = [np.median([self._timer.time_ms(work) for _ in range(2 + self._repeats)][2:])
                  for work in self._work]
         return math.sqrt(times[0] * times[1])
+
+    def steady(self, probes=9):
+        """Latency in ms, the median of several probes: one alone may meet a hitch."""
+        return float(np.median([self() for _ in range(probes)]))

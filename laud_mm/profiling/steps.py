@@ -212,16 +212,15 @@ class StepProgram:
         return (*ops.active_patches(mask.view(n, *grid)), count,
                 min(side, height) * min(side, width))
 
-    def _halo_positions(self, step, rows, map_rows, marks):
+    def _halo_positions(self, step, rows, map_rows, lines):
         n, height, width, side, share, stride, dilation = step.args
         index, count, patches, _ = self._listed(n, height, width, side, share)
         mid = height * stride, width * stride
-        window = [min((min(side, out) - 1) * stride + 1 + 2 * dilation, size)
-                  for out, size in zip((height, width), mid)]
+        window = min((min(side, height) - 1) * stride + 1 + 2 * dilation, mid[0])
 
         def run():
             return ops.halo_positions(index, count, n, *mid, side, stride, dilation)
-        return (int(run()[1]), n * math.prod(mid), patches * math.prod(window)), run
+        return (int(run()[1]), n * math.prod(mid), patches * window), run
 
     def _fold(self, form, outputs, inputs, kernel=1, groups=1):
         """Folded weights, bias, and weights in a form for kernels."""
@@ -240,9 +239,10 @@ class StepProgram:
         return on * size, dict(channel_index=index, channel_count=count, group_size=size)
 
     def _some_positions(self, total, rows, run):
-        """Ascending positions in runs, as patches have them; all of them: None."""
-        if rows >= total:
+        """Ascending positions in runs, as patches have them; without runs None, all of them."""
+        if run == 0:
             return None, None
+        rows = min(rows, total)
         run = max(min(run, rows), 1)
         starts = torch.randperm(-(-total // run))[:-(-rows // run)].sort()[0] * run
         index = (starts[:, None] + torch.arange(run)).flatten()
@@ -340,12 +340,13 @@ class StepProgram:
         return (patches * area, active, outputs, samples), run
 
     def _excite_rows(self, step, positions, channels, hidden, n):
-        n, height, width, side, share = step.args
-        index, count, patches, area = self._listed(n, height, width, side, share)
+        samples, height, width, side, share = step.args
+        index, count, patches, area = self._listed(samples, height, width, side, share)
         values = self._input(len(index), area, channels)
         weights = self._excitation(channels, hidden).weights
         grid = math.ceil(height / side) * math.ceil(width / side)
-        return ((patches / (n * grid) * height * width, channels, hidden, n),
+        computing = min(patches, samples)
+        return ((patches / (computing * grid) * height * width, channels, hidden, computing),
                 lambda: ops.excite_patches_(values, index, count, height, width, side, *weights))
 
     def _block(self, step):

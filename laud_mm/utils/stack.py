@@ -8,12 +8,20 @@ import re
 import sys
 from pathlib import Path
 
-# distribution: (lowest allowed, first not allowed)
-REQUIRED = {
-    'mmengine': ('0.10.4', '0.11'),
-    'mmcv': ('2.1.0', '2.2.0'),
-    'mmdet': ('3.3.0', '3.4'),
-    'mmpretrain': ('1.2.0', '1.3'),
+# family: {import name: (distribution, lowest allowed, first not allowed)}
+FAMILIES = {
+    'openmmlab': {
+        'mmengine': ('mmengine', '0.10.4', '0.11'),
+        'mmcv': ('mmcv', '2.1.0', '2.2.0'),
+        'mmdet': ('mmdet', '3.3.0', '3.4'),
+        'mmpretrain': ('mmpretrain', '1.2.0', '1.3'),
+    },
+    'onedl': {
+        'mmengine': ('onedl-mmengine', '0.10.12', '0.11'),
+        'mmcv': ('onedl-mmcv', '2.3.6', '2.4'),
+        'mmdet': ('onedl-mmdetection', '3.5.1', '3.6'),
+        'mmpretrain': ('onedl-mmpretrain', '1.3.6', '1.4'),
+    },
 }
 SETUPTOOLS_LIMIT = 82
 
@@ -26,6 +34,19 @@ def _release(version):
     return tuple(int(n) for n in re.findall(r'\d+', version.split('+')[0])[:3])
 
 
+def find_families(versions):
+    """The families that installed distributions belong to; the default one where none does.
+
+    Args:
+        versions (dict[str, str]): Installed distributions and their versions.
+
+    Returns:
+        list[str]: Keys of `FAMILIES`; more than one cannot work, as they share import names.
+    """
+    return [family for family, own in FAMILIES.items()
+            if any(dist in versions for dist, _, _ in own.values())] or ['openmmlab']
+
+
 def find_stack_problems(versions, torch_cuda, torchvision_has_cuda, mmcv_has_ops,
                         need=('mmengine', 'mmcv')):
     """List what is wrong with a stack.
@@ -35,7 +56,7 @@ def find_stack_problems(versions, torch_cuda, torchvision_has_cuda, mmcv_has_ops
         torch_cuda (str | None): CUDA version that torch was built for.
         torchvision_has_cuda (bool): Whether torchvision was built for CUDA.
         mmcv_has_ops (bool): Whether mmcv carries its compiled ops.
-        need (tuple[str]): Distributions that must be there.
+        need (tuple[str]): Import names of what must be there.
 
     Returns:
         list[str]: One line per problem, each with its fix; empty when all is well.
@@ -51,24 +72,30 @@ def find_stack_problems(versions, torch_cuda, torchvision_has_cuda, mmcv_has_ops
         problems.append(
             f'setuptools is {versions["setuptools"]}, allowed is < {SETUPTOOLS_LIMIT} (mmengine '
             "and mmcv's build import pkg_resources): pip install 'setuptools<82'")
-    for name in need:
-        low, high = REQUIRED[name]
-        if name not in versions:
-            problems.append(f"{name} is missing: pip install '{name}>={low},<{high}'")
-    for name, (low, high) in REQUIRED.items():
-        version = versions.get(name)
+    families = find_families(versions)
+    if len(families) > 1:
+        problems.append(f'{" and ".join(families)} packages are both installed, under the same '
+                        'import names: pip uninstall those of one family')
+    required = FAMILIES[families[-1]]
+    for dist, low, high in (required[name] for name in need):
+        if dist not in versions:
+            problems.append(f"{dist} is missing: pip install '{dist}>={low},<{high}'")
+    for dist, low, high in required.values():
+        version = versions.get(dist)
         if version and not _release(low) <= _release(version) < _release(high):
-            problems.append(f'{name} is {version}, allowed is >= {low}, < {high}: '
-                            f"pip install '{name}>={low},<{high}'")
-    if 'mmcv' in versions and 'mmdet' in need and not mmcv_has_ops:
+            problems.append(f'{dist} is {version}, allowed is >= {low}, < {high}: '
+                            f"pip install '{dist}>={low},<{high}'")
+    mmcv, low, _ = required['mmcv']
+    if mmcv in versions and 'mmdet' in need and not mmcv_has_ops:
         problems.append(
-            'mmcv has no compiled ops, which mmdet needs: MMCV_WITH_OPS=1 pip install '
-            '--no-build-isolation --no-deps --no-binary mmcv --force-reinstall mmcv==2.1.0')
+            f'{mmcv} has no compiled ops, which mmdet needs: MMCV_WITH_OPS=1 pip install '
+            f'--no-build-isolation --no-deps --no-binary {mmcv} --force-reinstall {mmcv}=={low}')
     return problems
 
 
 def _installed_versions():
-    names = (*REQUIRED, 'torch', 'torchvision', 'setuptools')
+    names = [dist for own in FAMILIES.values() for dist, _, _ in own.values()]
+    names += ['torch', 'torchvision', 'setuptools']
     versions = {}
     for name in names:
         try:
@@ -94,7 +121,7 @@ def check_stack(need=('mmengine', 'mmcv')):
     """Raise StackError with every problem of the installed stack and its fix.
 
     Args:
-        need (tuple[str]): Distributions that must be there; name 'mmdet' to
+        need (tuple[str]): Import names of what must be there; name 'mmdet' to
             require mmcv's compiled ops as well.
     """
     try:
@@ -119,4 +146,4 @@ def require_stack(need=('mmengine', 'mmcv')):
 
 
 if __name__ == '__main__':
-    require_stack(need=tuple(REQUIRED))
+    require_stack(need=tuple(FAMILIES['openmmlab']))

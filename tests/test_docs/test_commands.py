@@ -19,9 +19,12 @@ RUN_BY = {
     'make digits': 'tests/test_tools/test_train_classifier.py::'
                    'test_a_killed_study_goes_on_where_it_was',
     'make test': '.ci/run',
+    'make coverage': 'pyproject.toml',  # `make test` with a measuring plugin
     'make lint': '.ci/run',
     'make docs': '.ci/run',
     'make env': 'tests/test_tools/test_setup_env.py',
+    'pip install': 'tests/test_install/test_packaging.py',
+    'MMCV_WITH_OPS=1 pip install': 'tools/setup_env.py',
     'make dist': 'tests/test_install/test_distributions.py',
     'python tools/train.py configs/laud_': 'tests/test_tools/test_train_classifier.py::'
     'test_an_imagenet_config_trains_on_class_folders_with_two_processes',

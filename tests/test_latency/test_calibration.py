@@ -1,5 +1,6 @@
 """Calibration: random steps are measured, fitted and checked; the file is stamped."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from laud_mm.profiling.calibrate import calibrate, draw_steps, fit_steps, measur
 from laud_mm.profiling.steps import StepProgram
 from laud_mm.specs import network_spec, resnet_spec
 
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = sorted((ROOT / 'benchmarks' / 'results').glob('calibration-*.json'))
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
 
 
@@ -32,8 +35,8 @@ def roofline():
         weights[key] = {'1': 5e-3}
         if sizes:
             weights[key][' '.join(f'{s}^1' for s in sizes[:3])] = 1e-9
-    return StepModel(weights, 2, NetCorrection(dict(matrix=1.2, move=1.1, decide=1.0), 1e-3,
-                                               dict.fromkeys(keys, 3.0)))
+    return StepModel(weights, 2, NetCorrection(dict(conv1x1=1.2, relu=1.1), 1e-3, 0.2,
+                                               (0.1, 0.2, 0.1), dict.fromkeys(keys, 3.0)))
 
 
 @pytest.fixture
@@ -87,9 +90,19 @@ def test_no_term_falls_when_a_size_rises(data):
     assert (after >= before * (1 - 1e-9)).all()
 
 
+@pytest.fixture(scope='module', params=['made up', *(path.name for path in COMMITTED)])
+def predictor(request, roofline, tmp_path_factory):
+    """Of the made-up machine, and of every calibration that results hold."""
+    path = ROOT / 'benchmarks' / 'results' / request.param
+    if request.param == 'made up':
+        path = tmp_path_factory.mktemp('calibration') / 'here.json'
+        save_calibration(path, roofline, device_stamp('cpu'), 'fp32', [])
+    return CalibratedPredictor(path, any_machine=True)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_predictions_rise_with_rate_batch_resolution_and_channels(roofline, data):
+def test_predictions_rise_with_rate_batch_resolution_and_channels(predictor, data):
     draw = data.draw
     network = draw(st.sampled_from(('resnet50', 'regnety_400mf')))
     paradigm = draw(st.sampled_from(PARADIGMS))
@@ -99,13 +112,19 @@ def test_predictions_rise_with_rate_batch_resolution_and_channels(roofline, data
     def total(rate, batch, size, width=64):
         spec = network_spec(network, size, paradigm) if network == 'regnety_400mf' else \
             resnet_spec(50, size, base_channels=width, stem_channels=64, paradigm=paradigm)
-        return sum(roofline.latency_ms(step) * step.times for block in spec.blocks
-                   for step in executor_steps(block, block.expected_rates(rate), batch))
+        return predictor.predict(spec, rate, batch).latency_per_image_ms * batch
     base = total(low, batch, (side, side))
     assert total(high, batch, (side, side)) >= 0.98 * base
     assert total(low, batch + 1, (side, side)) >= 0.98 * base
     assert total(low, batch, (side + 5, side)) >= 0.98 * base
     assert total(low, batch, (side, side), 64 + draw(st.sampled_from((8, 16, 64)))) >= 0.98 * base
+
+
+@pytest.mark.parametrize('path', COMMITTED, ids=lambda path: path.name)
+def test_committed_calibrations_are_as_good_as_the_documentation_says(path):
+    total = json.loads(path.read_text())['validation'][-1]
+    assert total['kind'] == 'all' and total['steps'] >= 500
+    assert total['within_15_percent'] >= 0.9
 
 
 def counted_convolutions(run):

@@ -131,6 +131,14 @@ def test_measure(tmp_path):
     assert row['ratio_to_fastest_static'] == row['ratio_to_static'] > 0
 
 
+def test_measure_takes_the_backbone_of_a_config(tmp_path):
+    run('measure', '--config', ROOT / 'configs' / 'laud_resnet_digits.py', '--size', '48', '48',
+        '--repeats', '2', '--warmup', '1', '--json', tmp_path / 'm.json')
+    row, = json.loads((tmp_path / 'm.json').read_text())['results']
+    assert row['network'] == 'laud_resnet_digits' and row['paradigm'] == 'layer'
+    assert row['granularity'] is None and row['p50_ms'] > 0
+
+
 @pytest.mark.slow
 def test_calibrate_predict_and_compare(tmp_path, capsys):
     cal = tmp_path / 'here.json'
@@ -187,6 +195,8 @@ PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
     (('measure', '--network', 't2t_vit_14'), 'network must be one of'),
     (('measure', '--precision', 'tf32'), "'tf32' needs a CUDA device"),
     (('measure', '--rate', '2'), 'rate must be'),
+    (('measure', '--config', ROOT / 'configs' / 'laud_t2t_vit_14_all_t05_in1k.py'),
+     'backbone.type must be one of'),
     (('compare', '--calibration', 'no.json'), 'must be a calibration file')])
 def test_bad_input_is_named_before_any_work(tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)

@@ -27,8 +27,8 @@ echo '[3/7] compiling'
 @pytest.fixture
 def tool(monkeypatch):
     """The tool as a module, with none of the user's settings."""
-    for name in ('LAUD_MM_CACHE', 'LAUD_MM_WHEELS', 'XDG_CACHE_HOME', 'CUDA_HOME', 'CUDA_PATH',
-                 'MAX_JOBS'):
+    for name in ('LAUD_MM_CACHE', 'LAUD_MM_WHEELS', 'LAUD_MM_FAMILY', 'XDG_CACHE_HOME',
+                 'CUDA_HOME', 'CUDA_PATH', 'MAX_JOBS'):
         monkeypatch.delenv(name, raising=False)
     spec = importlib.util.spec_from_file_location('setup_env', TOOL)
     module = importlib.util.module_from_spec(spec)
@@ -59,10 +59,21 @@ def pins(tool, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('name', PIN_FILES)
-def test_the_environment_key_changes_with_every_pin_file(tool, pins, name):
+@pytest.mark.parametrize('family', ['openmmlab', 'onedl'])
+def test_the_environment_key_changes_with_every_pin_file_of_the_family(tool, pins, monkeypatch,
+                                                                       family, name):
+    monkeypatch.setenv('LAUD_MM_FAMILY', family)
+    others = {'openmmlab': ('onedl.txt', 'onedl_mmcv.txt'),
+              'onedl': ('openmmlab.txt', 'mmcv.txt')}[family]
     before = tool.stack_key()
     (pins / name).write_text((pins / name).read_text() + 'another==1.0\n')
-    assert tool.stack_key() != before
+    assert (tool.stack_key() == before) == (name in others)
+
+
+def test_an_unknown_family_is_named_with_what_is_allowed(tool, monkeypatch):
+    monkeypatch.setenv('LAUD_MM_FAMILY', 'twodl')
+    with pytest.raises(tool.SetupError, match='must be one of openmmlab, onedl, got twodl'):
+        tool.stack_key()
 
 
 def test_the_environment_key_changes_with_the_python_version(tool, pins, monkeypatch):

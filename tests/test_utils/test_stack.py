@@ -1,12 +1,16 @@
+import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
 from laud_mm.utils import stack
-from laud_mm.utils.stack import REQUIRED, StackError, check_stack, find_stack_problems
+from laud_mm.utils.stack import FAMILIES, StackError, check_stack, find_stack_problems
 
+ROOT = Path(__file__).resolve().parents[2]
 ALL = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain')
 VERSIONS = {'torch': '2.11.0', 'torchvision': '0.26.0', 'setuptools': '81.0.0',
             'mmengine': '0.10.7', 'mmcv': '2.1.0', 'mmdet': '3.3.0', 'mmpretrain': '1.2.0'}
@@ -24,7 +28,7 @@ def test_a_fine_stack_has_no_problems(torch_cuda, torchvision_has_cuda):
 
 
 def wrong_version(name, version):
-    low, high = REQUIRED[name]
+    _, low, high = FAMILIES['openmmlab'][name]
     return pytest.param({name: version}, [
         f'{name} is {version},', f"pip install '{name}>={low},<{high}'"], id=f'{name}{version}')
 
@@ -65,10 +69,44 @@ def test_every_problem_is_listed_at_once():
     assert all('pip install' in problem and '\n' not in problem for problem in problems)
 
 
-@pytest.mark.parametrize('name', ['mmengine', 'mmcv', 'mmdet', 'mmpretrain'])
-@pytest.mark.parametrize('edge', [0, 1], ids=['lowest', 'first_not_allowed'])
-def test_the_lowest_version_is_allowed_and_the_limit_is_not(name, edge):
-    assert len(find(**{name: REQUIRED[name][edge]})) == edge
+def lowest(family):
+    """Versions of a fine stack: the lowest of a family, nothing of the others."""
+    own = dict.fromkeys(dist for f in FAMILIES.values() for dist, _, _ in f.values())
+    own.update({dist: low for dist, low, _ in FAMILIES[family].values()})
+    return own
+
+
+@pytest.mark.parametrize('name', ALL)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_lowest_version_is_allowed_and_the_limit_is_not(family, name):
+    assert find(**lowest(family)) == []
+    dist, low, high = FAMILIES[family][name]
+    problem, = find(**{**lowest(family), dist: high})
+    assert problem.startswith(f'{dist} is {high}') and f"pip install '{dist}>={low}," in problem
+
+
+def test_what_is_missing_is_asked_for_in_the_family_that_is_there():
+    problem, = find(**{**lowest('onedl'), 'onedl-mmdetection': None})
+    assert 'onedl-mmdetection is missing' in problem
+    problem, = find(mmcv_has_ops=False, **lowest('onedl'))
+    assert '--no-binary onedl-mmcv' in problem
+
+
+def test_two_families_at_once_are_refused():
+    problem, = find(**{**VERSIONS, **{k: v for k, v in lowest('onedl').items() if v}})
+    assert 'openmmlab and onedl packages are both installed' in problem
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_what_pip_and_make_install_is_what_is_allowed(family):
+    asked = [Requirement(line) for line in importlib.metadata.requires('laud-mm')]
+    extra = {r.name: r.specifier for r in asked
+             if r.marker is not None and r.marker.evaluate({'extra': family})}
+    pins = dict(line.split('==') for path in (ROOT / 'requirements').glob('*.txt')
+                for line in path.read_text().split() if '==' in line)
+    for dist, low, high in FAMILIES[family].values():
+        assert low in extra[dist] and high not in extra[dist]
+        assert pins[dist] in extra[dist]
 
 
 @pytest.mark.parametrize('version', ['0.10.7+local.84', '0.10.7.dev3', '0.10.7rc11'])

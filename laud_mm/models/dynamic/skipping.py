@@ -68,15 +68,19 @@ def run_skipping(block, x, decision):
     rectified = identity is x
     in_place = not rectified or (block.owns_input and not torch.is_grad_enabled())
     out = identity if in_place else identity.clone()
-    for units, weights in _parts(decision, folded, shape, x, block.mask_before_norm):
-        out = _run_units(x, identity, out, units, weights, shape)
+    for samples, units, weights in _parts(decision, folded, shape, x, block.mask_before_norm):
+        if samples is None:
+            out = _run_units(x, identity, out, units, weights, shape)
+        else:
+            own = [_take(t, samples) for t in (x, identity, out)]
+            out = _put(out, samples, _run_units(*own, units, weights, shape))
     if rectified:
         return out
     return F.relu(out) if torch.is_grad_enabled() else F.relu_(out)
 
 
 def _parts(decision, folded, shape, x, leaky):
-    """What to compute, in parts that share weights: pairs of `Units` and `FoldedBottleneck`."""
+    """What to compute, in parts that share weights: their samples (None: all), units, weights."""
     size = shape.out_size(x.shape[-2:])
     patches, granularity = decision.patches, shape.spatial_granularity
     everything = patches is None and decision.layer is None
@@ -94,7 +98,7 @@ def _parts(decision, folded, shape, x, leaky):
             channels = dict(channel_index=index, channel_count=count,
                             group_size=shape.channel_granularity)
         units = Units(*ops.active_patches(patches), granularity, channels, everything)
-        return [(units, folded)]
+        return [(None, units, folded)]
 
     # Only kernels pick channels, and of plain convolutions without excitation only:
     # here weights are sliced for every mask that occurs.
@@ -102,10 +106,28 @@ def _parts(decision, folded, shape, x, leaky):
     parts = []
     for i, mask in enumerate(masks):
         on = mask.repeat_interleave(shape.channel_granularity)
-        members = patches.bool() & (which == i)[:, None, None]
-        units = Units(*ops.active_patches(members), granularity, {}, len(masks) == 1 and everything)
-        parts.append((units, folded if mask.all() else slice_channels(folded, on, leaky)))
+        samples = None if len(masks) == 1 else (which == i).nonzero()[:, 0]
+        own = patches if samples is None else patches[samples]
+        units = Units(*ops.active_patches(own.bool()), granularity, {}, everything)
+        parts.append((samples, units, folded if mask.all() else
+                      slice_channels(folded, on, leaky)))
     return parts
+
+
+def _take(maps, samples):
+    """Some samples of channels-last maps: a view where it is one."""
+    if len(samples) == 1:
+        return maps.narrow(0, int(samples), 1)
+    return maps.movedim(1, -1).index_select(0, samples).movedim(-1, 1)
+
+
+def _put(maps, samples, part):
+    """Write samples back that `_take` took; in place where no gradients are recorded."""
+    if torch.is_grad_enabled():
+        return maps.index_copy(0, samples, part)
+    if len(samples) > 1:  # else it is a view, and written already
+        maps.index_copy_(0, samples, part)
+    return maps
 
 
 def _run_units(x, identity, out, units, weights, shape):

@@ -2,6 +2,7 @@
 #include <ATen/Functions.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "../common/calls.h"
@@ -37,27 +38,37 @@ std::tuple<Tensor, Tensor> halo_positions(const Tensor& index, const Tensor& cou
   const Window window{stride, dilation};
   const int32_t* patches = index.const_data_ptr<int32_t>();
   std::vector<uint8_t> needed(in.positions(), 0);
+  // Next to one another, windows of neighbours leave no holes: what a patch reads is a rectangle.
+  const bool dense = dilation == 1 && stride <= 3;
   for (int64_t p = 0; p < listed; p++) {
     const Patch patch = grid.at(patches[p]);
-    // Tap by tap, so that dilated windows keep their holes.
-    for (int64_t y = 0; y < patch.height; y++)
-      for (int64_t ty = 0; ty < 3; ty++) {
-        const int64_t row = window.reads(patch.first.y + y, ty);
-        if (row < 0 || row >= height) continue;
-        uint8_t* line = &needed[in.row(patch.first.sample, row, 0)];
-        for (int64_t x = 0; x < patch.width; x++)
-          for (int64_t tx = 0; tx < 3; tx++) {
-            const int64_t column = window.reads(patch.first.x + x, tx);
-            if (column >= 0 && column < width) line[column] = 1;
-          }
-      }
+    const int64_t sample = patch.first.sample;
+    const auto mark = [&](int64_t y, int64_t x, int64_t to_y, int64_t to_x) {
+      y = std::max<int64_t>(y, 0), x = std::max<int64_t>(x, 0);
+      to_y = std::min(to_y, height - 1), to_x = std::min(to_x, width - 1);
+      for (; y <= to_y && x <= to_x; y++)
+        std::fill_n(&needed[in.row(sample, y, x)], to_x - x + 1, uint8_t(1));
+    };
+    const int64_t y = patch.first.y, x = patch.first.x;
+    if (dense) {
+      mark(window.reads(y, 0), window.reads(x, 0), window.reads(y + patch.height - 1, 2),
+           window.reads(x + patch.width - 1, 2));
+      continue;
+    }
+    for (int64_t at = 0; at < patch.height * patch.width * 9; at++) {
+      const int64_t row = window.reads(y + at / 9 / patch.width, at / 3 % 3);
+      const int64_t column = window.reads(x + at / 9 % patch.width, at % 3);
+      mark(row, column, row, column);
+    }
   }
   Tensor positions = at::empty({in.positions()}, index.options());
   Tensor found = at::empty({1}, index.options());
   int32_t* to = positions.mutable_data_ptr<int32_t>();
   int64_t n = 0;
-  for (int64_t i = 0; i < in.positions(); i++)
-    if (needed[i]) to[n++] = i;
+  for (int64_t i = 0; i < in.positions(); i++) {
+    to[n] = i;  // overwritten by the next position unless this one is needed
+    n += needed[i];
+  }
   *found.mutable_data_ptr<int32_t>() = n;
   return {positions, found};
 }
