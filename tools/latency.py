@@ -173,10 +173,11 @@ def granularity_of(values, paradigm):
 
 
 def track(sequence):
-    """Iterate with a progress bar on the error stream."""
+    """Iterate with a progress bar on the error stream, which rarely moves: it disturbs timings."""
     from rich.console import Console
     from rich.progress import track as rich_track
-    return rich_track(sequence, console=Console(stderr=True), transient=True)
+    return rich_track(sequence, console=Console(stderr=True), transient=True,
+                      refresh_per_second=0.5)
 
 
 def predict(args):

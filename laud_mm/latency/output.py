@@ -143,4 +143,4 @@ def plot_predicted(rows, path, measured='measured_ms', predicted='predicted_ms',
         axes.set_yscale('log')
         axes.set_xlabel('measured (ms)')
         axes.set_ylabel('predicted (ms)')
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=6, ncols=2, loc='lower right')
