@@ -18,7 +18,8 @@ def unit_map(decision, sample):
 
     Returns:
         np.ndarray: (h, w) float in [0, 1]: the patch grid (spatial), the patch
-        tokens, channel groups or heads row by row, the two branches, or one cell.
+        tokens, channel groups or heads row by row (NaN beyond the last), the two branches, or
+        one cell.
         Where there is a grid or tokens, the shares of other units scale it.
     """
     masks = {name: mask[sample].float().cpu().numpy() for name, mask in decision.masks().items()}
@@ -33,7 +34,7 @@ def _picture(units):
     if units.ndim == 2:
         return units
     width = math.ceil(math.sqrt(len(units))) if len(units) > 2 else 1
-    return np.pad(units, (0, -len(units) % width)).reshape(-1, width)
+    return np.pad(units, (0, -len(units) % width), constant_values=np.nan).reshape(-1, width)
 
 
 def draw_activation(figure, record, sample=0):

@@ -1,6 +1,6 @@
 """Train three small detectors on the demo set and draw what they skip: the documentation's gallery.
 
-    make_gallery.py [--work-dir work_dirs/gallery] [--out docs/images/gallery] [--pictures 3]
+    make_gallery.py [--work-dir work_dirs/gallery] [--out docs/images/gallery] [--pictures 1]
 
 Trainings go on where they were, so a second run only draws.
 """
@@ -51,7 +51,7 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/gallery'))
     parser.add_argument('--out', type=Path, default=ROOT / 'docs' / 'images' / 'gallery')
-    parser.add_argument('--pictures', type=int, default=3, help='pictures of each kind')
+    parser.add_argument('--pictures', type=int, default=1, help='pictures of each kind')
     parser.add_argument('--only', nargs='+', choices=NETS, default=list(NETS))
     parser.add_argument('--no-training', action='store_true', help='draw what is trained')
     args = parser.parse_args()

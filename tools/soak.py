@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from laud_mm.checkpoints import find_resumable
+from laud_mm.checkpoints import allow_runner_types, find_resumable
 from laud_mm.latency.output import write_json
 from laud_mm.models.backbones import LAUDResNet
 
@@ -109,6 +109,7 @@ def progress(work_dir):
         files = list(Path(work_dir).glob('*.pth'))
         assert not files, f'no checkpoint is complete of {files}'
         return 0
+    allow_runner_types()  # loading by some versions of mmengine ends with a shorter list
     return torch.load(found, map_location='cpu', weights_only=True)['meta']['iter']
 
 

@@ -55,9 +55,10 @@ class RandomState:
         if state is None:
             return
         if hasattr(loop, 'dataloader_iterator'):
-            # An iteration-based loop first draws again what was trained on, to pass over it.
-            loop.dataloader_iterator = _RestoringIterator(loop.dataloader_iterator, loop.iter,
-                                                          state)
+            # An iteration-based loop first draws again what was trained on, to pass over it;
+            # newer ones have the sampler skip it.
+            drawn = 0 if hasattr(loop.dataloader_iterator, 'skip_iter') else loop.iter
+            loop.dataloader_iterator = _RestoringIterator(loop.dataloader_iterator, drawn, state)
         else:
             restore(state)
 
@@ -78,6 +79,8 @@ class _RestoringIterator(Iterator):
 
     def __next__(self):
         if self._skip == 0:
+            # Making an iterator draws a seed, which the uninterrupted training did long ago.
+            getattr(self._batches, '_ensure_iterator', lambda: None)()
             restore(self._state)
         self._skip -= 1
         return next(self._batches)

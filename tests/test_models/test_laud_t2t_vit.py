@@ -367,7 +367,9 @@ def test_pictures_show_its_blocks(make_net, tmp_path, paradigm):
         net(torch.rand(2, 3, 64, 64))
     shapes = {None: (1, 1), 'token': (4, 4), 'head': (2, 2), 'layer': (2, 1), ALL: (4, 4)}
     picture = unit_map(net.record.blocks[1].decision, 1)
-    assert picture.shape == shapes[paradigm] and 0 <= picture.min() <= picture.max() <= 1
+    assert picture.shape == shapes[paradigm]
+    assert 0 <= np.nanmin(picture) <= np.nanmax(picture) <= 1
+    assert np.isnan(picture).sum() == (paradigm == 'head')  # three heads in a square of four
     save_detection_picture(tmp_path / 'a.png', np.zeros((64, 64, 3), np.uint8), np.zeros((0, 4)),
                            [], [], net.record)
     assert (tmp_path / 'a.png').stat().st_size > 1000

@@ -58,8 +58,8 @@ def test_mmdet_analyses_our_logs(run, tmp_path, monkeypatch):
     log = next((tmp_path / 'train').rglob('scalars.json'))
     tool = MMDET_TOOLS / 'analysis_tools' / 'analyze_logs.py'
     assert 'average iter time' in run(tool, 'cal_train_time', log)
-    run(tool, 'plot_curve', log, '--keys', 'loss', 'loss_activation', '--out',
-        tmp_path / 'curve.png')
+    run(tool, 'plot_curve', log, '--keys', 'loss', 'loss_activation', '--style', 'default',
+        '--out', tmp_path / 'curve.png')
     assert (tmp_path / 'curve.png').stat().st_size > 1000
 
 
