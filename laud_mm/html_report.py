@@ -111,8 +111,15 @@ def _add_set(page, folder, inspection):
                  for key, value in row.items()} for row in inspection.block_rows()])
 
 
-def _newest(run_dir, pattern):
-    return max(run_dir.rglob(pattern), key=lambda p: p.stat().st_mtime, default=None)
+def _newest(run_dir, pattern, last=lambda path: False):
+    """The newest file of a pattern; those that `last` holds for only where there is no other."""
+    return max(run_dir.rglob(pattern), key=lambda p: (not last(p), p.stat().st_mtime),
+               default=None)
+
+
+def _is_masked(path):
+    """Whether a latency report is of a masked evaluation, which saves nothing."""
+    return json.loads(path.read_text())['stamp'].get('execution') == 'masked'
 
 
 def _add_run(page, folder, run_dir):
@@ -121,7 +128,7 @@ def _add_run(page, folder, run_dir):
         page.heading('Evaluation')
         found = json.loads(results.read_text())
         page.table([dict(metric=key, value=value) for key, value in found['metrics'].items()])
-    latency = _newest(run_dir, 'latency/*.json')
+    latency = _newest(run_dir, 'latency/*.json', last=_is_masked)
     if latency is not None:
         page.heading('Latency')
         report = json.loads(latency.read_text())

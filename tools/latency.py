@@ -9,6 +9,7 @@
 """
 import argparse
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,8 +37,8 @@ PRESETS = {
     'channel_masker': dict(x='channel_masker', paradigm=('channel',),
                            channel_masker=('mlp', 'linear')),
 }
-COLUMNS = ('network', 'device', 'paradigm', 'granularity', 'rate', 'batch', 'flops_fraction',
-           'static_latency_per_image_ms', 'latency_per_image_ms', 'ratio')
+COLUMNS = ('network', 'device', 'paradigm', 'granularity', 'rate', 'batch', 'image_size',
+           'flops_fraction', 'static_latency_per_image_ms', 'latency_per_image_ms', 'ratio')
 
 
 def add_outputs(parser, plot):
@@ -49,11 +50,16 @@ def add_outputs(parser, plot):
 def add_networks(parser, several):
     many = dict(nargs='+') if several else {}
 
-    def default(value):
-        return [value] if several else value
-    parser.add_argument('--network', default=default('resnet101'), choices=NETWORKS, **many)
+    parser.add_argument('--network', choices=NETWORKS, help='default: resnet101', **many)
     parser.add_argument('--paradigm', choices=PARADIGMS, **many)
-    parser.add_argument('--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'))
+    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
+                        help='of the images; default: 800 1216 for the config of a detector, '
+                             'else 224 224')
+
+
+def add_config(parser):
+    parser.add_argument('--config', help='the backbone of this config, instead of --network, '
+                                         '--paradigm and --granularity')
 
 
 def parse_args(argv=None):
@@ -63,11 +69,12 @@ def parse_args(argv=None):
 
     p = commands.add_parser('predict', help='predict one network on one or more devices')
     add_networks(p, several=False)
-    p.add_argument('--config', help='predict the backbone of this config instead of --network')
+    add_config(p)
     p.add_argument('--rate', type=float, default=0.5, help='share of units on in every block')
     p.add_argument('--rates', help='rates per block from this report of the latency hook')
     p.add_argument('--granularity', nargs='+', type=int, help='S (spatial, both) or G (channel)')
-    p.add_argument('--batch', type=int, help="default: the device's own")
+    p.add_argument('--batch', type=int,
+                   help="default: 1 for the config of a detector, else the device's own")
     p.add_argument('--precision', choices=PRECISIONS, default='fp32')
     p.add_argument('--channel-masker', choices=('mlp', 'linear'), default='mlp')
     p.add_argument('--fusions', nargs='*', choices=FUSIONS, default=FUSIONS)
@@ -97,8 +104,7 @@ def parse_args(argv=None):
     c = commands.add_parser('compare', help='predicted against measured, here')
     for sub in (m, c):
         add_networks(sub, several=True)
-        sub.add_argument('--config', help='the backbone of this config instead of --network, '
-                         '--paradigm and --granularity')
+        add_config(sub)
         sub.add_argument('--rate', nargs='+', type=float, default=[0.5])
         sub.add_argument('--granularity', help='S or G, such as 8-4-7-1')
         sub.add_argument('--batch', nargs='+', type=int, default=[1])
@@ -128,7 +134,7 @@ def parse_args(argv=None):
 
     n = commands.add_parser('plan', help='measure where skipping a block pays here')
     add_networks(n, several=True)
-    n.add_argument('--config', help='plan for the backbone of this config instead of --network')
+    add_config(n)
     n.add_argument('--granularity', help='S or G, such as 8-4-7-1')
     n.add_argument('--batch', nargs='+', type=int, default=[1])
     n.add_argument('--rate', nargs='+', type=float, help='shares of units on to measure')
@@ -141,6 +147,36 @@ def parse_args(argv=None):
     n.add_argument('--repeats', type=int, default=9)
     n.add_argument('--out', required=True, help='plan file to write')
     return parser.parse_args(argv)
+
+
+def check_networks(args):
+    """Fill in what --network, --size and --batch default to; refuse what a config decides."""
+    if not hasattr(args, 'network'):
+        return
+    detector = False
+    if getattr(args, 'config', None):
+        for field in ('network', 'paradigm', 'granularity'):
+            if getattr(args, field) is not None:
+                raise ValueError(f'--{field} must be left out with --config, which says it, '
+                                 f'got {getattr(args, field)!r}')
+        detector = any(key.endswith('_head') for key in args_model(args))
+    if args.network is None:
+        args.network = 'resnet101' if args.command == 'predict' else ['resnet101']
+    args.size = tuple(args.size or ((800, 1216) if detector else (224, 224)))
+    if min(args.size) < 1:
+        raise ValueError(f'--size must be two positive ints, got {list(args.size)}')
+    if args.command == 'predict' and args.batch is None and detector:
+        args.batch = 1  # as images come
+
+
+def check_device(name):
+    """Refuse what is no device of torch, such as one of the hardware table."""
+    import torch
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'--device must be a device of torch, such as cpu or cuda, got {name!r}; '
+                         'another device can be predicted for') from error
 
 
 def check_outputs(args):
@@ -187,10 +223,15 @@ def predict(args):
                       args.channel_masker, args.precision, tuple(args.size))
     predictors, rates = Predictors(args.published, args.any_machine), args.rate
     if args.config:
-        backbone = config_backbone(args.config)
+        backbone = args_model(args)['backbone']
         spec = backbone_spec(backbone, args.size)
-        about = dict(config=args.config, rate=args.rate, image_size=list(args.size),
-                     paradigm=backbone.get('paradigm', 'layer'))
+        sides = dict(spatial='spatial_granularity', both='spatial_granularity',
+                     channel='channel_granularity')
+        granularity = backbone.get(sides.get(str(backbone.get('paradigm'))))
+        about = dict(network=Path(args.config).stem, config=args.config, rate=args.rate,
+                     image_size=list(args.size), paradigm=backbone.get('paradigm', 'layer'),
+                     granularity=granularity if granularity is None or
+                     isinstance(granularity, (list, tuple)) else [granularity] * 4)
     else:
         spec, about = setting.spec(), setting.about()
     if args.rates:
@@ -274,15 +315,21 @@ def choose_granularities(args, predictors, settings):
         plot_lines(rows, args.plot, 'rate', 'ratio', ('network', 'device', 'paradigm'))
 
 
-def config_backbone(path):
+def args_model(args):
+    """The model of --config, as plain dicts."""
     from mmengine.config import Config
-    return Config.fromfile(path).model.backbone.to_dict()
+    # Reading a `mmdet::` config warns of what only mmengine can mend.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    model = Config.fromfile(args.config).get('model')
+    if model is None or 'backbone' not in model:
+        raise ValueError(f'--config must have a model with a backbone, {args.config} has none')
+    return model.to_dict()
 
 
 def bench_settings(args, rates=None, batches=None):
     from laud_mm.profiling.backbones import BenchSetting
     if args.config:
-        backbone = config_backbone(args.config)
+        backbone = args_model(args)['backbone']
         return [BenchSetting(Path(args.config).stem, backbone.get('paradigm', 'layer'), rate,
                              batch, None, tuple(args.size), backbone=backbone)
                 for rate in rates or args.rate for batch in batches or args.batch]
@@ -296,11 +343,14 @@ def bench_settings(args, rates=None, batches=None):
 def measure(args):
     from laud_mm.latency.measure import device_stamp
     from laud_mm.profiling.backbones import MEASURED_COLUMNS, measure_setting
+    check_device(args.device)
     rows = []
     for setting in track(bench_settings(args)):
         rows.append(measure_setting(setting, args.device, args.precision, args.layout,
                                     args.compile, args.warmup, args.repeats))
     print(format_table(rows, MEASURED_COLUMNS))
+    print('Per image. A realised rate is the nearest that a whole number of units has.'
+          + ' The static net is eager: --compile times it compiled too.' * (not args.compile))
     write_outputs(args, [dict(stamp=device_stamp(args.device), precision=args.precision,
                               layout=args.layout, results=rows)], rows)
     if args.plot:
@@ -310,6 +360,7 @@ def measure(args):
 
 def calibrate(args):
     from laud_mm.profiling.calibrate import calibrate as run, summarise_errors
+    check_device(args.device)
     rows = run(args.out, args.device, args.precision, args.blocks, args.held_out, args.rounds,
                args.nets, args.seed, track)
     held_out = [row for row in rows if row['held_out']]
@@ -359,6 +410,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         check_outputs(args)
+        check_networks(args)
         globals()[args.command](args)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f'error: {error}')

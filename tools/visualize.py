@@ -57,7 +57,7 @@ def inspect_config(config, checkpoint, images, pictures, cfg_options=None):
 
 def main():
     args = parse_args()
-    out = Path(args.out or Path('work_dirs', Path(args.config).stem, 'report'))
+    out = Path(args.out or Path(args.run or Path('work_dirs', Path(args.config).stem), 'report'))
     try:
         for name in ('images', 'pictures'):
             if getattr(args, name) < 1:

@@ -146,7 +146,8 @@ def sweep_row(report):
     about = dict(report.about)
     row = dict(network=about.get('network'), device=report.device, paradigm=about.get('paradigm'),
                granularity='-'.join(map(str, about.get('granularity') or ())) or None,
-               rate=about.get('rate'), batch=report.batch, precision=report.precision,
+               rate=about.get('rate'), batch=report.batch,
+               image_size='x'.join(map(str, about.get('image_size', ()))), precision=report.precision,
                fusions='+'.join(about.get('fusions', ())) or 'none',
                channel_masker=about.get('channel_masker'),
                flops_fraction=about.get('flops_fraction'),

@@ -139,6 +139,14 @@ def test_measure_takes_the_backbone_of_a_config(tmp_path):
     assert row['granularity'] is None and row['p50_ms'] > 0
 
 
+def test_predict_takes_a_detector_as_its_images_come(tmp_path):
+    run('predict', '--config', DETECTOR, '--device', 'V100', 'TX2', '--json', tmp_path / 'p.json',
+        '--csv', tmp_path / 'p.csv')
+    for report in json.loads((tmp_path / 'p.json').read_text()):
+        assert report['batch'] == 1 and report['image_size'] == [800, 1216]
+        assert report['network'] == 'faster_rcnn_laud_r50'
+
+
 @pytest.mark.slow
 def test_calibrate_predict_and_compare(tmp_path, capsys):
     cal = tmp_path / 'here.json'
@@ -177,6 +185,7 @@ def test_measure_compiles_the_static_net(tmp_path):
     assert row['ratio_to_fastest_static'] >= row['ratio_to_static']
 
 
+DETECTOR = ROOT / 'configs' / 'faster_rcnn_laud_r50.py'
 PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
 
 
@@ -186,7 +195,7 @@ PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
     ((*PREDICT, '--device', 'V100', '--batch', '0'), 'batch must be a positive int'),
     (('predict', '--paradigm', 'spatial', '--granularity', '0', '--device', 'V100'),
      'spatial_granularity must be'),
-    ((*PREDICT, '--device', 'V100', '--config', 'no.py'), 'no.py'),
+    (('predict', '--device', 'V100', '--config', 'no.py'), 'no.py'),
     ((*PREDICT, '--device', 'V100', '--rates', 'no.json'), 'recorded rates must be a JSON report'),
     ((*PREDICT, '--device', 'V100', '--plot', 'x.bmp'), '--plot must end in'),
     (('sweep', '--device', 'V100', '--fusions', 'some'), 'fusions must be one of'),
@@ -197,7 +206,13 @@ PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
     (('measure', '--rate', '2'), 'rate must be'),
     (('measure', '--config', ROOT / 'configs' / 'laud_t2t_vit_14_all_t05_in1k.py'),
      'backbone.type must be one of'),
-    (('compare', '--calibration', 'no.json'), 'must be a calibration file')])
+    (('compare', '--calibration', 'no.json'), 'must be a calibration file'),
+    ((*PREDICT, '--device', 'V100', '--size', '0', '224'), '--size must be two positive ints'),
+    ((*PREDICT, '--device', 'V100', '--config', DETECTOR), '--network must be left out with'),
+    (('measure', '--config', DETECTOR, '--paradigm', 'layer'), '--paradigm must be left out with'),
+    (('measure', '--device', 'TX2'), "--device must be a device of torch, such as cpu or cuda, "
+                                     "got 'TX2'"),
+    (('calibrate', '--out', 'x.json', '--device', 'TX2'), '--device must be a device of torch')])
 def test_bad_input_is_named_before_any_work(tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
     fails(message, *args)
