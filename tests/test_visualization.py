@@ -124,6 +124,11 @@ def test_the_report_shows_pictures_tables_and_the_run(paradigm, tmp_path):
         stamp=dict(device='some <cpu>'),
         measured=dict(dynamic=dict(mean_ms=1.0), static=dict(mean_ms=2.0)),
         predicted=dict(TX2=dict(latency_ms=3.0, static_ms=4.0)))))
+    # A masked evaluation that came later is not what skipping took.
+    (run / 'masked' / 'latency').mkdir(parents=True)
+    (run / 'masked' / 'latency' / 'test.json').write_text(json.dumps(dict(
+        stamp=dict(device='masked', execution='masked'),
+        measured=dict(dynamic=dict(mean_ms=6.0), static=dict(mean_ms=2.0)))))
     (run / 'log' / 'scalars.json').write_text('\n'.join(
         json.dumps(dict(iter=i, loss=1 / (i + 1))) for i in range(3)))
     model = lively(InspectedClassifier(paradigm=paradigm))
