@@ -142,3 +142,4 @@ def test_the_report_shows_pictures_tables_and_the_run(paradigm, tmp_path):
     for part in ('toy &lt;net&gt;', 'some &lt;cpu&gt;', 'accuracy/top1', '97.5', 'TX2', '0.75',
                  'layer1.0', 'FLOPs fraction'):
         assert part in text
+    assert 'execution: masked' not in text

@@ -18,7 +18,8 @@ from laud_mm.latency.output import (format_table, plot_blocks, plot_lines, plot_
                                     write_csv, write_json)
 from laud_mm.latency.schedule import FUSIONS
 from laud_mm.latency.sweep import (Predictors, Setting, best_granularity, network_flops,
-                                   recorded_rates, sweep_row, sweep_settings)
+                                   recorded_rates, stage_granularity, sweep_row,
+                                   sweep_settings)
 from laud_mm.specs.networks import NETWORKS, backbone_spec
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both', 'token', 'head', 'none')
@@ -225,13 +226,9 @@ def predict(args):
     if args.config:
         backbone = args_model(args)['backbone']
         spec = backbone_spec(backbone, args.size)
-        sides = dict(spatial='spatial_granularity', both='spatial_granularity',
-                     channel='channel_granularity')
-        granularity = backbone.get(sides.get(str(backbone.get('paradigm'))))
         about = dict(network=Path(args.config).stem, config=args.config, rate=args.rate,
                      image_size=list(args.size), paradigm=backbone.get('paradigm', 'layer'),
-                     granularity=granularity if granularity is None or
-                     isinstance(granularity, (list, tuple)) else [granularity] * 4)
+                     granularity=stage_granularity(block.shape for block in spec.blocks))
     else:
         spec, about = setting.spec(), setting.about()
     if args.rates:

@@ -161,6 +161,22 @@ def sweep_row(report):
     return row
 
 
+def stage_granularity(shapes):
+    """S or G of every stage of blocks that have one, else None.
+
+    Args:
+        shapes (Iterable[BottleneckShape | TransformerShape]): Of a network's blocks.
+    """
+    sides = dict(spatial='spatial_granularity', both='spatial_granularity',
+                 channel='channel_granularity')
+    first = {}
+    for shape in shapes:
+        first.setdefault(shape.stage, shape)
+    found = [getattr(shape, sides[shape.paradigm]) if shape.paradigm in sides else None
+             for shape in first.values()]
+    return found if any(found) else None
+
+
 def best_granularity(predictors, setting, candidates=None, tolerance=0.02):
     """Choose S (or G) of each stage for a device, as the papers use the predictor.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from laud_mm.latency.measure import Timer, keep_freed_memory, measure_interleaved
-from laud_mm.latency.sweep import Setting
+from laud_mm.latency.sweep import Setting, stage_granularity
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.models.dynamic import force_rate, replay
 from laud_mm.specs import Rates
@@ -209,9 +209,10 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     def per_image(name, prefix=''):
         return {f'{prefix}{key}_ms': getattr(timed.stats[name], f'{key}_ms') / setting.batch
                 for key in ('mean', 'p50', 'p90', 'p99')}
-    paradigm, granularity = paradigm_and_granularity(net)
-    row = dict(network=setting.network, paradigm=paradigm, rate=setting.rate,
-               batch=setting.batch, size=list(setting.image_size), granularity=granularity,
+    shapes = [block.shape for stage in net.stages() for block in stage]
+    row = dict(network=setting.network, paradigm=setting.paradigm, rate=setting.rate,
+               batch=setting.batch, size=list(setting.image_size),
+               granularity=stage_granularity(shapes),
                realised_rate=timed.cost.mean_rate.item(),
                flops_fraction=timed.cost.fraction.mean().item(), **per_image('dynamic'))
     for name in timed.ratios:
@@ -225,18 +226,6 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     row['stages'] = [dict(stage=i + 1, p50_ms=d / setting.batch, static_p50_ms=s / setting.batch)
                      for i, (d, s) in enumerate(zip(stages['dynamic'], stages['static']))]
     return row
-
-
-def paradigm_and_granularity(net):
-    """What a backbone skips, one name or one per stage, and S or G per stage where it has one."""
-    shapes = [stage[0].shape for stage in net.stages()]
-    sides = dict(spatial='spatial_granularity', both='spatial_granularity',
-                 channel='channel_granularity')
-    paradigms = [shape.paradigm for shape in shapes]
-    granularity = [getattr(shape, sides[shape.paradigm]) if shape.paradigm in sides else None
-                   for shape in shapes]
-    return (paradigms[0] if len(set(paradigms)) == 1 else paradigms,
-            granularity if any(granularity) else None)
 
 
 def dense_blocks(net, x, cost):
@@ -301,7 +290,7 @@ def compare_setting(setting, predictor, warmup=5, repeats=30):
     # The rates that really were: a block of few units cannot have any rate.
     rates = [Rates(**rates) for rates in measured['block_rates']]
     report = predictor.predict(setting.spec(), rates, setting.batch)
-    row = dict(network=setting.network, paradigm=measured['paradigm'], rate=setting.rate,
+    row = dict(network=setting.network, paradigm=setting.paradigm, rate=setting.rate,
                batch=setting.batch, granularity=measured['granularity'],
                measured_ms=measured['p50_ms'], predicted_ms=report.latency_per_image_ms,
                static_measured_ms=measured['static_p50_ms'],
