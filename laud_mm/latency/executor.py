@@ -60,9 +60,9 @@ def outside_steps(ops, batch):
     return steps
 
 
-def _plain(batch, values, groups=1):
-    """Whether torch convolves so small an input itself instead of asking oneDNN: 1 or 0."""
-    return int(batch == 1 and groups == 1 and values <= 20480)
+def _plain(batch, values):
+    """1 where torch convolves so small an input itself on a CPU instead of asking oneDNN, else 0."""
+    return int(batch == 1 and values <= 20480)
 
 
 def _size_class(side):
