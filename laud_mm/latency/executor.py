@@ -61,7 +61,7 @@ def outside_steps(ops, batch):
 
 
 def _plain(batch, values):
-    """1 where torch convolves so small an input itself on a CPU instead of asking oneDNN, else 0."""
+    """1 where torch convolves so small an input itself on a CPU, without oneDNN, else 0."""
     return int(batch == 1 and values <= 20480)
 
 
