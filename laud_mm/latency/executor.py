@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from .steps import Step
 
+_LINE = 16  # channels that memory brings at once
 
 def executor_steps(block, rates, batch):
     """The steps of the skipping executor on one block.
@@ -170,7 +171,8 @@ class _BottleneckSteps:
             steps += [self.step('slice_grouped', (s.width, active, s.in_channels + s.out_channels),
                                 args=(s.in_channels, s.out_channels, s.groups,
                                       s.channel_granularity)),
-                      *self.compute(part, active)]
+                      # What was sliced just now is near.
+                      *(replace(step, far_weights=0.0) for step in self.compute(part, active))]
         return scale_steps(steps, self.batch)
 
     def patches(self, rates, samples):
@@ -208,10 +210,17 @@ class _BottleneckSteps:
             steps.append(self.step(
                 'halo_positions', (part.read, n * self.mid_rows, part.patches * lines),
                 args=(*where, s.stride2, s.dilation)))
-        steps.append(self.step(
+        conv1 = self.step(
             f'{kind}1x1', (part.read, s.in_channels, active, *extra),
             (int(listed),) if picks else (s.stride1, int(listed)), name='conv1',
-            args=(n * self.mid_rows, s.stride1, part.side * listed, *args)))
+            args=(n * self.mid_rows, s.stride1, part.side * listed, *args))
+        fetched = s.width
+        if picks:
+            # Picked channels lie between others, and memory comes in lines.
+            lines = _LINE / s.channel_granularity
+            fetched *= 1 - (1 - min(active / s.width, 1.0))**lines
+            conv1 = replace(conv1, far_weights=s.in_channels * fetched)
+        steps.append(conv1)
         window = (*where, s.stride2, s.dilation, *args)
         if s.groups > 1:
             group = s.width // s.groups
@@ -221,8 +230,9 @@ class _BottleneckSteps:
                 steps += [self.step('pick_channels', (part.read, read)),
                           self.step('pick_channels', (rows, active))]
         elif picks:
-            steps.append(self.step('picked3x3', (rows, active, active, *extra), (s.stride2,),
-                                   window, 'conv2'))
+            steps.append(replace(
+                self.step('picked3x3', (rows, active, active, *extra), (s.stride2,), window,
+                          'conv2'), far_weights=9 * active * fetched))
         elif s.tiles_pay(part.side):
             tiles = math.prod(math.ceil(side / 2) for side in sides)
             steps.append(self.step('rows3x3_winograd', (4 * part.patches * tiles, active, active),

@@ -8,7 +8,7 @@ step by a sum of products of its sizes with weights that are not negative
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 
@@ -69,6 +69,8 @@ class Step:
         times (float): How often it runs, on average.
         name (str): The op it serves.
         args (tuple): What else a measurement needs to run it; costs do not read it.
+        far_weights (float | None): Weights that it reads from far away in a net; None: those
+            that its sizes say.
     """
     kind: str
     sizes: Tuple[float, ...]
@@ -76,6 +78,7 @@ class Step:
     times: float = 1.0
     name: str = ''
     args: Tuple = ()
+    far_weights: Optional[float] = None
 
     @property
     def key(self):
@@ -168,7 +171,9 @@ NEAR_WEIGHTS_M, MAP_EDGES_M = 4.0, (0.125, 0.5)
 
 
 def weights_m(step):
-    """Millions of weights that a step reads."""
+    """Millions of weights that a step reads from far away in a net."""
+    if step.far_weights is not None:
+        return 1e-6 * step.far_weights
     sizes = dict(zip(STEP_SIZES[step.kind], step.sizes))
     if step.kind.endswith('_grouped') and 'group_width' in sizes:
         return 9e-6 * sizes['width'] * sizes['group_width']
