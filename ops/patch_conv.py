@@ -173,8 +173,11 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
         mask = channel_mask(channel_index, channel_count, group_size)
         owners = torch.arange(len(y), device=y.device).repeat_interleave(y.shape[2] * y.shape[3])
         y = _map(from_compact(_rows(y), owners, mask), len(y), *y.shape[-2:])
-    rows = F.conv2d(_windows(y, index[:int(count)].long(), size, granularity, stride, dilation),
-                    weight, bias, stride, 0, dilation, groups)
+    windows = _windows(y, index[:int(count)].long(), size, granularity, stride, dilation)
+    # Half types of narrow maps with a stride come out of oneDNN as garbage (torch 2.11, CPU).
+    half = y.device.type == 'cpu' and y.dtype in (torch.float16, torch.bfloat16)
+    windows, weight, bias = (t.float() if half else t for t in (windows, weight, bias))
+    rows = F.conv2d(windows, weight, bias, stride, 0, dilation, groups).to(y.dtype)
     rows = F.relu(rows.permute(0, 2, 3, 1).reshape(-1, len(weight)))
     if channel_index is not None:
         rows = to_compact(rows, samples, mask)

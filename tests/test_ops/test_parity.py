@@ -166,3 +166,14 @@ def test_bad_arguments_name_the_argument_and_its_value():
             ops.conv1x1_positions(**{**good, **change})
     with pytest.raises(RuntimeError, match='samples.*got 2'):
         ops.gather_samples(x, torch.tensor([2]))
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_the_reference_of_half_types_holds_on_narrow_maps_with_a_stride(dtype):
+    """The library's own convolution of such maps reads what is not there."""
+    y = channels_last(torch.randn(1, 16, 9, 1, dtype=dtype))
+    weight, bias = random_conv(16, 16, 3, dtype)
+    patches = ops.active_patches(torch.ones(1, 1, 1, dtype=torch.bool))
+    rows = ops.conv3x3_patches.reference(y, *patches, weight, bias, 7, 2, 1, 1)
+    dense = torch.relu(torch.nn.functional.conv2d(y.double(), weight.double(), bias.double(), 2, 1))
+    assert_close(rows[0], dense[0, :, :, 0].T, dtype)
