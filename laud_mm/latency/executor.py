@@ -6,6 +6,7 @@ from .steps import Step
 
 _LINE = 16  # channels that memory brings at once
 
+
 def executor_steps(block, rates, batch):
     """The steps of the skipping executor on one block.
 
@@ -217,8 +218,8 @@ class _BottleneckSteps:
         fetched = s.width
         if picks:
             # Picked channels lie between others, and memory comes in lines.
-            lines = _LINE / s.channel_granularity
-            fetched *= 1 - (1 - min(active / s.width, 1.0))**lines
+            groups_per_line = _LINE / s.channel_granularity
+            fetched *= 1 - (1 - min(active / s.width, 1.0))**groups_per_line
             conv1 = replace(conv1, far_weights=s.in_channels * fetched)
         steps.append(conv1)
         window = (*where, s.stride2, s.dilation, *args)
