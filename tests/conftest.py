@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
+from laud_mm.models.dynamic import ActivationRecord, Execution, ForwardPass, forward_pass
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_REGNET = dict(widths=(16, 24, 32, 48), depths=(1, 2, 2, 1), group_widths=(8, 4, 16, 8))
@@ -30,6 +31,14 @@ def randomize_norms(model):
             nn.init.normal_(module.running_mean, std=0.3)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return model
+
+
+def run_block(block, x, masked=False, override=None, **execution):
+    """Run a block alone: its output and its decision."""
+    record = ActivationRecord(len(x), (), x.device)
+    own = Execution('masked' if masked else 'skipping', override=override, **execution)
+    with forward_pass(ForwardPass(own, masked, record)):
+        return block(x), record.blocks[0].decision
 
 
 @pytest.fixture

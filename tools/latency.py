@@ -16,7 +16,7 @@ from pathlib import Path
 from laud_mm.latency.hardware import PRECISIONS, known_devices
 from laud_mm.latency.output import (format_table, plot_blocks, plot_lines, plot_predicted,
                                     write_csv, write_json)
-from laud_mm.latency.schedule import FUSIONS
+from laud_mm.latency.published import FUSIONS
 from laud_mm.latency.sweep import (Predictors, Setting, best_granularity, network_flops,
                                    recorded_rates, stage_granularity, sweep_row,
                                    sweep_settings)

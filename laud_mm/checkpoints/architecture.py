@@ -3,6 +3,7 @@ import re
 
 import torch
 
+from laud_mm.specs import PARADIGMS
 from laud_mm.specs.resnet import EXPANSION, STAGE_BLOCKS
 
 from .safe import CheckpointError
@@ -16,8 +17,9 @@ def infer_backbone(state_dict):
         state_dict (dict[str, Tensor]): Keys of one of our backbones.
 
     Returns:
-        dict: `type` and arguments. Whether a spatial masker decides on layers
-        or patches cannot be seen from weights: 'layer' is returned for both.
+        dict: `type` and arguments. S cannot be seen from weights, and in others' checkpoints
+        and those of before version 0.2 maskers of layers are called `spatial` too: name a
+        config for these.
 
     Raises:
         CheckpointError: If no backbone has such keys.
@@ -90,14 +92,13 @@ def _paradigms(weights, first_blocks, conv1):
     """What the maskers of each stage's first block decide."""
     kinds, groups, masker = [], [], {}
     for block in first_blocks:
-        spatial = f'{block}.masker.spatial.conv.weight' in weights
         logits = weights.get(f'{block}.masker.channel.fc2.weight')
-        kinds.append({(True, True): 'both', (True, False): 'layer', (False, True): 'channel',
-                      (False, False): None}[spatial, logits is not None])
+        kinds.append(tuple(paradigm for paradigm in PARADIGMS if any(
+            key.startswith(f'{block}.masker.{paradigm}.') for key in weights)) or None)
         width = len(weights[f'{block}.{conv1}.weight'])
         groups.append(1 if logits is None else max(2 * width // len(logits), 1))
         if logits is not None:
             kind = next((k for k, key in (('mlp', 'fc1'), ('conv_linear', 'conv'))
                          if f'{block}.masker.channel.{key}.weight' in weights), 'linear')
             masker = dict(masker=dict(channel=kind))
-    return dict(paradigm=tuple(kinds), channel_granularity=tuple(groups), **masker)
+    return dict(paradigm=kinds, channel_granularity=tuple(groups), **masker)

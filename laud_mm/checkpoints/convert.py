@@ -8,7 +8,7 @@ import torch
 
 from .architecture import build_keys, infer_backbone, is_masker_key
 from .layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
-                     strip_classifier_prefixes)
+                     name_layer_maskers, strip_classifier_prefixes)
 from .safe import CheckpointError, load_state_dict, save_state_dict
 from .transformer import (check_t2t_vit, convert_adavit, convert_mmcls_t2t_vit,
                           convert_mmpretrain_t2t_vit, convert_t2t_vit, export_adavit,
@@ -29,7 +29,7 @@ _STATIC_KEY = re.compile(
     r'\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 _MASKER_KEY = re.compile(
     rf'({_RESNET_BLOCK}|{_REGNET_BLOCK})'
-    r'\.masker\.(spatial\.conv|channel\.(fc[12]|conv))\.(weight|bias)$')
+    r'\.masker\.((spatial|layer)\.conv|channel\.(fc[12]|conv))\.(weight|bias)$')
 
 
 def _check_keys(state_dict, names, *patterns):
@@ -175,6 +175,7 @@ def convert_file(source: str, src: str | Path, dst: str | Path, prefix: str = ''
         raise ValueError(f'prefix must be empty for the target {target}, got {prefix!r}')
     weights = SOURCES[source](load_state_dict(src, trust))
     backbone = backbone or infer_backbone(weights)
+    weights = name_layer_maskers(weights, build_keys(backbone).state_dict())
     fresh = check_backbone(weights, backbone)
     converted = TARGETS[target](weights)
     if prefix:

@@ -57,6 +57,19 @@ class Fit:
             for kind, keys in vars(self).items() if keys)
 
 
+def name_layer_maskers(state_dict, own):
+    """Rename maskers of layer skipping, which were called `spatial` as those of patches are.
+
+    Args:
+        state_dict (dict[str, Tensor]): A backbone's weights.
+        own (Collection[str]): The backbone's keys.
+    """
+    def name(key):
+        renamed = key.replace('.masker.spatial.', '.masker.layer.')
+        return renamed if key not in own and renamed in own else key
+    return {name(key): value for key, value in state_dict.items()}
+
+
 def compare_keys(state_dict, model):
     """Compare a checkpoint with a model.
 
@@ -69,6 +82,7 @@ def compare_keys(state_dict, model):
         checkpoints lack and nothing here reads, is not missed.
     """
     own = model.state_dict()
+    state_dict = name_layer_maskers(state_dict, own)
     missing = [k for k in own if k not in state_dict and not k.endswith('num_batches_tracked')]
     return Fit(tuple(missing), tuple(k for k in state_dict if k not in own), tuple(
         f'{k} {tuple(v.shape)} for {tuple(own[k].shape)}' for k, v in state_dict.items()

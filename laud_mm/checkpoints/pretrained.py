@@ -4,6 +4,7 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from .layout import name_layer_maskers
 from .safe import CheckpointError
 
 
@@ -53,8 +54,8 @@ def load_pretrained(backbone: Any, checkpoint: str, prefix: str | None = None,
         CheckpointError: If a weight of the static network is missing, or any
             weight has another shape; all of them are named.
     """
-    weights = read_backbone(checkpoint, prefix, map_location)
     own = backbone.state_dict()
+    weights = name_layer_maskers(read_backbone(checkpoint, prefix, map_location), own)
     # Older checkpoints lack the counters of batch norms, which inference does not read.
     missing = [k for k in own if k not in weights and not k.endswith('num_batches_tracked')]
     own_ids = {id(p) for masker in backbone.maskers() for p in masker.parameters()}

@@ -7,9 +7,10 @@ from laud_mm.specs import NetworkSpec, Rates
 from laud_mm.specs.arguments import check_fraction
 
 from .hardware import Hardware, load_hardware
+from .kernel_table import ProgramSchedule
 from .kernels import KernelModel
 from .prediction import BlockLatency, LatencyReport, OpLatency
-from .schedule import FUSIONS, Cheapest, PublishedSchedule, Schedule
+from .published import FUSIONS, Cheapest, PublishedSchedule
 
 
 def check_batch(batch):
@@ -71,8 +72,8 @@ class AnalyticPredictor:
         precision (str): 'fp32', or another that the device has.
         published (bool): Count what the papers' predictor counts, in the way
             it does: residual blocks without the first projection, fp32.
-        fusions (Sequence[str]): Which of 'masker_conv1', 'gather_conv2' and
-            'scatter_add' are on.
+        fusions (Sequence[str]): Published only: which of 'masker_conv1', 'gather_conv2' and
+            'scatter_add' are on. Programs say themselves what is fused.
 
     Examples:
         >>> from laud_mm.latency import AnalyticPredictor
@@ -89,7 +90,11 @@ class AnalyticPredictor:
         if published and precision != 'fp32':
             raise ValueError(f"precision must be 'fp32' in published mode, got {precision!r}")
         self.model = KernelModel(self.hardware, precision, tile_at_mean=published)
-        self.schedule = (PublishedSchedule if published else Schedule)(fusions)
+        if not published and tuple(fusions) != FUSIONS:
+            raise ValueError('fusions must be left out unless published: what programs fuse is '
+                             f'their own, got {tuple(fusions)!r}')
+        self.schedule: PublishedSchedule | ProgramSchedule = PublishedSchedule(fusions) \
+            if published else ProgramSchedule('cpu' if self.hardware.name == 'CPU' else 'cuda')
         self.mode = 'published' if published else 'analytic'
         self.name = self.hardware.name
 
@@ -114,20 +119,19 @@ class AnalyticPredictor:
                              outside, about or {})
 
     def _block(self, block, rates, batch):
-        rates = rates or Rates()
-        return BlockLatency(block.name, block.shape.stage, float(rates.unit),
+        return BlockLatency(block.name, block.shape.stage, float((rates or Rates()).unit),
                             self._run(self.schedule.dynamic(block, rates, batch), batch),
-                            self._run(self.schedule.static(block), batch))
+                            self._run(self.schedule.static(block, batch), batch))
 
     def _run(self, launches, batch):
         ops = []
         for launch in launches:
             if isinstance(launch, Cheapest):
-                ways = [self._run(way, batch) for way in launch.ways]
-                ops += min(ways, key=lambda way: sum(op.latency_ms for op in way))
+                routes = [self._run(route, batch) for route in launch.routes]
+                ops += min(routes, key=lambda route: sum(op.latency_ms for op in route))
             else:
                 cost = self.model.cost(launch.kernel, launch.samples * batch)
-                cost = cost.scaled(launch.probability)
+                cost = cost.scaled(launch.probability, launch.launches)
                 ops.append(OpLatency(launch.name, type(launch.kernel).__name__, cost.latency_ms,
                                      cost.compute_ms, cost.memory_ms, cost.launch_ms, cost.tile))
         return tuple(ops)

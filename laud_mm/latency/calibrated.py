@@ -3,21 +3,20 @@ import importlib.metadata
 import itertools
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from laud_mm.specs import Rates, TransformerShape
+from laud_mm.specs import BlockSpec, Rates
 
 from .analytic import AnalyticPredictor, block_rates, check_batch
-from .executor import executor_steps, outside_steps, static_steps
 from .hardware import load_hardware
 from .machine import cpu_name
 from .output import write_json
 from .prediction import BlockLatency, LatencyReport, OpLatency
-from .schedule import FUSIONS
-from .steps import NetCorrection, StepModel, far_share
+from .published import FUSIONS
+from .step_model import NEAR_WEIGHTS_M, StepModel, far_shares
 
-FORMAT, VERSION = 'laud_mm calibration', 1
+FORMAT, VERSION = 'laud_mm calibration', 2
 
 
 class CalibratedPredictor:
@@ -45,20 +44,17 @@ class CalibratedPredictor:
         if not any_machine:
             check_stamp(self.path, self.stamp)
         self.name = self.path.stem
-        self.model = StepModel(content['weights'], content['units'],
-                               NetCorrection(**content['correction']))
+        self.model = StepModel(content['weights'], content['units'])
 
     def predict(self, network, rates=1.0, batch=None, about=None):
         """Predict a backbone; arguments and result as of `AnalyticPredictor.predict`."""
         batch = check_batch(1 if batch is None else batch)
-        if any(isinstance(block.shape, TransformerShape) for block in network.blocks):
-            raise ValueError('a calibrated device predicts convolutional networks; for '
-                             't2t_vit_* name a device of the hardware table')
-        rates = block_rates(network, rates)
-        outside = outside_steps((*network.stem, *network.tail), batch)
-        dynamic = [executor_steps(*both, batch) for both in zip(network.blocks, rates)]
-        static = [static_steps(block, batch) for block in network.blocks]
-        far, static_far = (far_share([*outside, *itertools.chain(*own)])
+        rates, device = block_rates(network, rates), self.stamp['device']
+        outside = network.outside_calls(batch)
+        dynamic = [block.calls(rate, batch, device=device)
+                   for block, rate in zip(network.blocks, rates)]
+        static = [block.static_calls(batch, device=device) for block in network.blocks]
+        far, static_far = (far_shares([*outside, *itertools.chain(*own)])
                            for own in (dynamic, static))
         blocks = tuple(
             BlockLatency(block.name, block.shape.stage, float((rate or Rates()).unit),
@@ -67,9 +63,14 @@ class CalibratedPredictor:
         return LatencyReport(self.name, self.mode, self.precision, batch, blocks,
                              self._run(outside, far), about or {})
 
-    def _run(self, steps, far):
-        return tuple(OpLatency(step.name, step.kind, self.model.latency_ms(step, far) * step.times)
-                     for step in steps)
+    def route_ms(self, block: BlockSpec, batch: int, route: Any, rates: Rates | None) -> float:
+        """Latency of one block on one of its routes, weights from far away."""
+        calls = block.calls(rates, batch, route, device=self.stamp['device'])
+        return sum(op.latency_ms for op in self._run(calls, (1.0,) * len(NEAR_WEIGHTS_M)))
+
+    def _run(self, calls, far):
+        return tuple(OpLatency(call.name, call.kind, self.model.latency_ms(call, far) * call.times)
+                     for call in calls)
 
 
 def read_calibration(path):
@@ -86,7 +87,7 @@ def read_calibration(path):
     if found != (FORMAT, VERSION):
         raise ValueError(f'{path} must have format {FORMAT!r} version {VERSION}, got {found[0]!r} '
                          f'version {found[1]!r}: calibrate again')
-    missing = {'stamp', 'precision', 'units', 'weights', 'correction'} - set(content)
+    missing = {'stamp', 'precision', 'units', 'weights'} - set(content)
     if missing:
         raise ValueError(f'{path} lacks {", ".join(sorted(missing))}: calibrate again')
     return content
@@ -118,8 +119,7 @@ def _device_name(device):
 def save_calibration(path, model, stamp, precision, validation):
     """Write a calibration file, complete or not at all."""
     write_json(dict(format=FORMAT, version=VERSION, stamp=stamp, precision=precision,
-                    units=model.units, validation=validation, weights=model.weights,
-                    correction=asdict(model.correction)), path)
+                    units=model.units, validation=validation, weights=model.weights), path)
 
 
 def is_calibration(device):

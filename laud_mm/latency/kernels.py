@@ -37,10 +37,11 @@ class KernelCost:
     def latency_ms(self):
         return self.compute_ms + self.memory_ms + self.launch_ms
 
-    def scaled(self, share):
-        """The cost of running only in a share of the cases."""
+    def scaled(self, share, launches=1):
+        """The cost of running so often, with so many launches each time."""
         return replace(self, compute_ms=self.compute_ms * share,
-                       memory_ms=self.memory_ms * share, launch_ms=self.launch_ms * share)
+                       memory_ms=self.memory_ms * share,
+                       launch_ms=self.launch_ms * share * launches)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,56 @@ class Stream:
     macs: float = 0.0
 
 
-def patch_grid(size, patch):
+Kernel = Conv | PatchConv | ScatterAdd | Add | Stream
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel to launch.
+
+    Attributes:
+        name (str): Name of the op it serves.
+        kernel (Kernel): What runs.
+        samples (float): Share of the batch that it works on.
+        probability (float): How often it runs at all.
+        launches (int): 0 where it is part of the kernel before.
+    """
+    name: str
+    kernel: 'Kernel'
+    samples: float = 1.0
+    probability: float = 1.0
+    launches: int = 1
+
+
+def dense_kernel(op):
+    """The kernel that runs an `OpSpec` with everything on."""
+    positions = op.out_size[0] * op.out_size[1]
+    read = op.in_channels * op.in_size[0] * op.in_size[1]
+    written = op.out_channels * positions
+    if op.kind == 'matmul':
+        return Conv(op.in_channels // op.groups, op.out_channels // op.groups, op.out_size,
+                    matrices=op.groups)
+    if op.kind in ('conv', 'linear'):
+        if positions == 1 and (op.kind == 'linear' or op.dynamic):
+            weights = op.in_channels * op.out_channels
+            return Stream(read + written, shared=weights, macs=weights)
+        return Conv(op.in_channels, op.out_channels, op.out_size, op.kernel_size, op.stride,
+                    op.groups)
+    if op.kind == 'add':
+        return Add(op.out_channels, op.out_size)
+    if op.kind == 'pool':
+        return Stream(read + written, cached=read)
+    if op.kind == 'scale':
+        return Stream(2 * written, cached=3 * written)
+    return Stream(read + written)
+
+
+def launch_dense(ops):
+    """Launches of ops with everything on."""
+    return [Launch(op.name, dense_kernel(op)) for op in ops]
+
+
+def count_patches(size, patch):
     """Patches on a map: ceil(H / S) * ceil(W / S)."""
     return -(-size[0] // patch) * -(-size[1] // patch)
 
@@ -280,7 +330,7 @@ class KernelModel:
     def _patch_best(self, k, batch, patch, dims, cost):
         if not self.tile_at_mean:
             return self._best(*cost(k.patches, batch), dims)
-        mean, own = (1 + patch_grid(k.size, patch)) / 2, self.hardware.batch
+        mean, own = (1 + count_patches(k.size, patch)) / 2, self.hardware.batch
         choices = [sum(cost(mean, b)) for b in _batches_up_to(own, batch)]
         ways = [self._best(*cost(k.patches, batch), dims, choice) for choice in choices]
         return min(ways, key=lambda way: way.latency_ms)

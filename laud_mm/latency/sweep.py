@@ -10,7 +10,7 @@ from laud_mm.specs.networks import T2T_VITS, best_spatial_granularity, network_s
 
 from .analytic import block_rates
 from .calibrated import load_predictor
-from .schedule import FUSIONS
+from .published import FUSIONS
 
 SPATIAL_CANDIDATES = (1, 2, 4, 7, 8, 14)
 CHANNEL_CANDIDATES = (1, 2, 4, 8, 16)
@@ -167,13 +167,12 @@ def stage_granularity(shapes):
     Args:
         shapes (Iterable[BottleneckShape | TransformerShape]): Of a network's blocks.
     """
-    sides = dict(spatial='spatial_granularity', both='spatial_granularity',
-                 channel='channel_granularity')
-    first = {}
+    sides = dict(spatial='spatial_granularity', channel='channel_granularity')
+    first: dict = {}
     for shape in shapes:
         first.setdefault(shape.stage, shape)
-    found = [getattr(shape, sides[shape.paradigm]) if shape.paradigm in sides else None
-             for shape in first.values()]
+    found = [next((getattr(shape, side) for paradigm, side in sides.items()
+                   if paradigm in shape.paradigms), None) for shape in first.values()]
     return found if any(found) else None
 
 

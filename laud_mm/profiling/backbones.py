@@ -232,7 +232,7 @@ def dense_blocks(net, x, cost):
     """Names of the blocks that a plan makes dense for the decisions of an `ActivationCost`."""
     decisions = dict(zip(cost.names, cost.decisions))
     return [block.shape.name for block, y in block_inputs(net, x)
-            if not net.plan.skips(block, y, decisions[block.shape.name])]
+            if not net.plan.skips(block.case(y), decisions[block.shape.name], y)]
 
 
 def mean_rates(rates):

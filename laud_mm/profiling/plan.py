@@ -1,18 +1,34 @@
-"""Make a plan: time every block of a backbone densely and skipping, on the device at hand."""
+"""Make a plan: time every block of a backbone on its routes, on the device at hand."""
 from functools import partial
 
 import torch
 
 from laud_mm.latency.measure import LatencyStats, Timer, device_stamp, keep_freed_memory
-from laud_mm.models.dynamic import active_share, run_dense, run_skipping
+from laud_mm.latency.plans import (PRECISIONS, BlockTimes, ExecutionPlan, MeasuredPlan,
+                                   active_share, plan_case)
+from laud_mm.models.dynamic import Execution, run_program
 from laud_mm.models.dynamic.control import random_mask
-from laud_mm.models.dynamic.plan import DTYPES, BlockCase, BlockTimes, MeasuredPlan
 from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
-
-from .steps import sweep_bytes
 
 RATES = (0.25, 0.5, 0.75, 0.9, 1.0)
 DRAWS = 3  # random decisions of each rate, in turn
+SWEEP_BYTES = 8 << 20  # more than the near caches of two CPU cores hold
+
+
+class OneRoute(ExecutionPlan):
+    """Runs every block on one route, whatever is on."""
+
+    def __init__(self, route):
+        self._route = route
+
+    def route(self, case):
+        return self._route
+
+    def skips(self, case, decision, x):
+        return True
+
+    def fits(self, x):
+        return True
 
 
 def make_plan(backbones, image_size, batches, device='cpu', precision='fp32', rates=RATES,
@@ -37,7 +53,7 @@ def make_plan(backbones, image_size, batches, device='cpu', precision='fp32', ra
     Raises:
         ValueError: For an argument out of its range.
     """
-    check_choice('precision', precision, tuple(DTYPES))
+    check_choice('precision', precision, tuple(PRECISIONS))
     check_fraction('expected_rate', expected_rate)
     if not rates or min(rates) <= 0:
         raise ValueError(f'rates must be positive, got {rates!r}')
@@ -45,14 +61,14 @@ def make_plan(backbones, image_size, batches, device='cpu', precision='fp32', ra
         check_positive_int('batch', batch)
     rates = sorted(check_fraction('rates', rate) for rate in set(rates))
     keep_freed_memory()
-    cases = {}
+    cases, dtype = {}, getattr(torch, PRECISIONS[precision])
     with torch.no_grad():
         for net in backbones:
-            net = net.to(device, DTYPES[precision], memory_format=torch.channels_last).eval()
+            net = net.to(device, dtype, memory_format=torch.channels_last).eval()
             for batch in batches:
-                x = torch.randn(batch, 3, *image_size, device=device, dtype=DTYPES[precision])
+                x = torch.randn(batch, 3, *image_size, device=device, dtype=dtype)
                 for block, y in block_inputs(net, x):
-                    cases.setdefault(BlockCase.of(block, y), (block, y))
+                    cases.setdefault(plan_case(block.case(y)), (block, y))
         blocks = {case: time_block(*cases[case], rates, warmup, repeats)
                   for case in track(list(cases))}
     return MeasuredPlan(device_stamp(device), precision, blocks, expected_rate)
@@ -72,30 +88,48 @@ def block_inputs(net, x):
     return found
 
 
+def sweep_bytes(device):
+    """Bytes to write so that the near caches of a device hold nothing of before."""
+    if device.type != 'cuda':
+        return SWEEP_BYTES
+    return 2 * torch.cuda.get_device_properties(device).L2_cache_size
+
+
 def time_block(block, x, rates, warmup, repeats):
-    """Time a block's executors on an input, in turn: `BlockTimes`."""
+    """Time a block's routes on an input, in turn: `BlockTimes`."""
     timer, decision = Timer(x.device), block.masker(x)
-    on = decision.map(torch.ones_like)
+    case = block.case(x)
+    dense_route = block.shape.dense_route(block.shape.masks)
+    routes = [route for route in block.shape.routes(case) if route != dense_route]
     draws = [[decision.map(partial(random_mask, rate=rate)) for _ in range(DRAWS)]
              for rate in rates]
-    scratch, dense, skipping = x.clone(), [], [[] for _ in rates]
+    # A plan of its own for each, or programs would be chosen anew in every run.
+    plans = {route: OneRoute(route) for route in (dense_route, *routes)}
+
+    def run(route, decision):
+        run_program(block, scratch, Execution(plan=plans[route],
+                                              override=lambda *_: decision))
+    scratch, samples = x.clone(), {(route, i): [] for route in routes for i in range(len(rates))}
+    samples[dense_route, 0] = []
     sweep = torch.zeros(sweep_bytes(x.device) // 4, device=x.device)
     for repeat in range(warmup + repeats):
-        programs = [(dense, run_dense, on)]
-        programs += [(samples, run_skipping, own[repeat % DRAWS])
-                     for samples, own in zip(skipping, draws)]
         # Alternate who goes first: the second finds other caches.
-        for samples, run, chosen in programs[::(-1)**repeat]:
+        for (route, index), own in list(samples.items())[::(-1)**repeat]:
+            chosen = draws[index][repeat % DRAWS]
             sweep.add_(1)  # in a net, weights come from beyond the near caches
             scratch.copy_(x)  # a block may write over its input
-            samples.append(timer.time_ms(partial(run, block, scratch, chosen)))
+            own.append(timer.time_ms(partial(run, route, chosen)))
 
     def median(samples):
         return LatencyStats.of(samples[warmup:]).p50_ms
     # What was really on: a block of few units cannot have any rate.
-    measured = {}
-    for own, samples in zip(draws, skipping):
-        share = sum(map(active_share, own)) / DRAWS
-        measured[share] = max(median(samples), measured.get(share, 0))
-    shares = sorted(measured)
-    return BlockTimes(median(dense), tuple(shares), tuple(measured[s] for s in shares))
+    shares = [sum(map(active_share, own)) / DRAWS for own in draws]
+    found = {}
+    for route in routes:
+        measured = {}
+        for index, share in enumerate(shares):
+            measured[share] = max(median(samples[route, index]), measured.get(share, 0))
+        found[route] = [measured[share] for share in sorted(measured)]
+    fastest = min(routes, key=lambda route: sum(found[route]))
+    return BlockTimes(median(samples[dense_route, 0]), tuple(sorted(set(shares))),
+                      tuple(found[fastest]), fastest)

@@ -1,4 +1,9 @@
 """Checks of user arguments: the error names the field, the value and what is allowed."""
+from typing import Any
+
+# What is skipped: a paradigm, several, None, or a list of such per stage.
+Paradigm = Any
+
 
 
 def check_choice(field, value, choices):
@@ -54,3 +59,59 @@ def per_stage(field, value, num_stages, choices=None, of=None):
         shown = values if isinstance(value, (list, tuple)) else value
         raise ValueError(f'{field} must be {length} {what} (or one for all stages), got {shown!r}')
     return values[:num_stages]
+
+
+def paradigm_set(paradigm, allowed):
+    """What is skipped, in the order of `allowed`.
+
+    Args:
+        paradigm (str | None | Collection[str]): One paradigm, several in a tuple or a set or
+            joined by '+', or None; 'both' is an old spelling of 'spatial+channel'.
+        allowed (Sequence[str]): The paradigms that there are.
+
+    Returns:
+        tuple[str, ...]: Empty where nothing is skipped.
+
+    Raises:
+        ValueError: For a paradigm that is not allowed, or named twice.
+    """
+    names = paradigm
+    if isinstance(paradigm, str):
+        names = 'spatial+channel' if paradigm == 'both' and 'spatial' in allowed else paradigm
+        names = names.split('+')
+    elif paradigm is None:
+        names = ()
+    if not (isinstance(names, (list, tuple, set, frozenset))
+            and all(name in allowed for name in names) and len(set(names)) == len(names)):
+        raise ValueError(f'paradigm must be one of {", ".join(map(repr, allowed))}, a tuple or '
+                         f'set of several of them, or None, got {paradigm!r}')
+    return tuple(name for name in allowed if name in names)
+
+
+def paradigms_per_stage(paradigm, num_stages, allowed, of=None):
+    """Expand a paradigm to one set per stage.
+
+    Args:
+        paradigm: What every stage skips, see `paradigm_set`, or a list with what each stage
+            skips. A tuple that is no set of paradigms is read as such a list (old spelling).
+        num_stages (int): Number of stages.
+        allowed (Sequence[str]): The paradigms that there are.
+        of (int, optional): A longer length of the list that is allowed too.
+
+    Returns:
+        list[tuple[str, ...]]: See `paradigm_set`.
+
+    Raises:
+        ValueError: For a paradigm that is not allowed, or a list of another length.
+    """
+    listed = isinstance(paradigm, list)
+    if isinstance(paradigm, tuple):
+        listed = None in paradigm or len(set(paradigm)) < len(paradigm) or any(
+            isinstance(one, (list, tuple, set)) or one == 'both' for one in paradigm)
+    if not listed:
+        return [paradigm_set(paradigm, allowed)] * num_stages
+    lengths = sorted({num_stages, of or num_stages})
+    if len(paradigm) not in lengths:
+        raise ValueError(f'paradigm must be one for all stages, or a list of '
+                         f'{" or ".join(map(str, lengths))}, one per stage, got {paradigm!r}')
+    return [paradigm_set(one, allowed) for one in paradigm[:num_stages]]

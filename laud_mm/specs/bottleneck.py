@@ -1,12 +1,17 @@
 """The geometry of a LAUD bottleneck block, and from it the block's op specs."""
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any
 
-from .arguments import check_choice, per_stage
+from .arguments import check_choice, paradigm_set, paradigms_per_stage, per_stage
+from .bottleneck_program import STATIC, BottleneckRoute, bottleneck_program, expected_work, routes
 from .opspec import OpSpec, Rates, Size
+from .program import Case, Program
 
-PARADIGMS = ('layer', 'channel', 'spatial', 'both')
+PARADIGMS = ('layer', 'spatial', 'channel')
+# The mask of a decision that each paradigm makes.
+MASKS = dict(layer='layer', spatial='patches', channel='channels')
 CHANNEL_MASKERS = ('mlp', 'linear', 'conv_linear')
 
 
@@ -21,7 +26,7 @@ def stage_paradigms(num_stages, paradigm, spatial_granularity, channel_granulari
 
     Args:
         num_stages (int): Number of stages.
-        paradigm (str | None | Sequence): For all stages or one per stage.
+        paradigm: See `paradigms_per_stage`.
         spatial_granularity (int | Sequence[int]): S, for all stages or per stage.
         channel_granularity (int | Sequence[int]): G, for all stages or per stage.
         channel_masker (str): One of `CHANNEL_MASKERS`.
@@ -37,8 +42,8 @@ def stage_paradigms(num_stages, paradigm, spatial_granularity, channel_granulari
     check_choice('masker.channel', channel_masker, CHANNEL_MASKERS)
     spatial = per_stage('spatial_granularity', spatial_granularity, num_stages, of=of)
     channel = per_stage('channel_granularity', channel_granularity, num_stages, of=of)
-    paradigms = per_stage('paradigm', paradigm, num_stages, choices=(*PARADIGMS, None), of=of)
-    return [dict(paradigm=p, spatial_granularity=s, channel_granularity=c,
+    paradigms = paradigms_per_stage(paradigm, num_stages, PARADIGMS, of)
+    return [dict(paradigms=p, spatial_granularity=s, channel_granularity=c,
                  channel_masker=channel_masker, masker_reduction=masker_reduction)
             for p, s, c in zip(paradigms, spatial, channel)]
 
@@ -59,11 +64,12 @@ class BottleneckShape:
         groups (int): Groups of conv2.
         se_channels (int): Hidden channels of the squeeze-and-excitation after conv2; 0: none.
         downsample (bool): Whether the shortcut is a 1x1 convolution.
-        paradigm (str | None): One of `PARADIGMS`; None for a static block.
+        paradigms (tuple[str, ...]): What is skipped, of `PARADIGMS`; empty: a static block.
         spatial_granularity (int): S, side of a patch in output positions.
         channel_granularity (int): G, channels per group.
         channel_masker (str): One of `CHANNEL_MASKERS`.
         masker_reduction (int): Groups per hidden unit of the 'mlp' masker.
+        mask_before_norm (bool): Channel masks act before the norms.
     """
     name: str
     stage: int
@@ -76,13 +82,18 @@ class BottleneckShape:
     groups: int = 1
     se_channels: int = 0
     downsample: bool = False
-    paradigm: Optional[str] = None
+    paradigms: tuple[str, ...] = ()
     spatial_granularity: int = 1
     channel_granularity: int = 1
     channel_masker: str = 'mlp'
     masker_reduction: int = 16
+    mask_before_norm: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, 'paradigms', paradigm_set(self.paradigms, PARADIGMS))
+        if self.mask_before_norm and (self.groups > 1 or self.se_channels):
+            raise ValueError('mask_before_norm must be False for blocks with grouped convolutions '
+                             f'or squeeze-and-excitation, got True for {self.name}')
         if self.width % self.groups:
             raise ValueError(f'groups must divide the bottleneck width, got {self.groups} for '
                              f'width {self.width} ({self.name})')
@@ -92,16 +103,26 @@ class BottleneckShape:
                 f'{self.channel_granularity} for width {self.width} ({self.name})')
 
     @property
+    def paradigm(self) -> str | None:
+        """What is skipped, as one word; None for a static block."""
+        return '+'.join(self.paradigms) or None
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Masks of the block's `Decision`."""
+        return tuple(MASKS[paradigm] for paradigm in self.paradigms)
+
+    @property
     def spatial_skipping(self) -> bool:
-        return self.paradigm in ('spatial', 'both')
+        return 'spatial' in self.paradigms
 
     @property
     def channel_skipping(self) -> bool:
-        return self.paradigm in ('channel', 'both')
+        return 'channel' in self.paradigms
 
     @property
     def layer_skipping(self) -> bool:
-        return self.paradigm == 'layer'
+        return 'layer' in self.paradigms
 
     @property
     def stride1(self) -> int:
@@ -177,6 +198,27 @@ class BottleneckShape:
         counts = Counter(a * b for a in readers for b in readers)
         return sum(n * (1 - (1 - rate)**k) for k, n in counts.items()) / side**2
 
+    def program(self, case: Case, route: Any = None) -> Program:
+        """The steps of a case of this shape, see `bottleneck_program`."""
+        return bottleneck_program(case, route)
+
+    @property
+    def static_route(self) -> Any:
+        """The route of the static block."""
+        return STATIC
+
+    def dense_route(self, masks: tuple[str, ...]) -> Any:
+        """The route that computes everything and multiplies by some of the masks."""
+        return BottleneckRoute('dense', masks)
+
+    def routes(self, case: Case) -> tuple:
+        """Routes that can run a case, the default first."""
+        return routes(case)
+
+    def expected_work(self, case: Case, route: Any, rates: Rates) -> Mapping[str, tuple]:
+        """Work to expect of a case at `Rates`."""
+        return expected_work(case, route, rates)
+
     def op_specs(self, in_size: Size) -> tuple[OpSpec, ...]:
         """Describe the block's work on one image.
 
@@ -227,11 +269,12 @@ class BottleneckShape:
             return OpSpec(f'{self.name}.{name}', kind, cin, cout, read, written, dynamic=True)
 
         ops = []
-        if self.spatial_skipping or self.layer_skipping:
-            grid = (1, 1) if self.layer_skipping else self.grid_size(in_size)
-            ops += [op('spatial_masker.pool', 'pool', self.in_channels, self.in_channels,
-                       in_size, grid),
-                    op('spatial_masker.conv', 'conv', self.in_channels, 2, grid, grid)]
+        grids = dict(layer=(1, 1), spatial=self.grid_size(in_size))
+        for paradigm, grid in grids.items():
+            if paradigm in self.paradigms:
+                ops += [op(f'{paradigm}_masker.pool', 'pool', self.in_channels,
+                           self.in_channels, in_size, grid),
+                        op(f'{paradigm}_masker.conv', 'conv', self.in_channels, 2, grid, grid)]
         if self.channel_skipping:
             one, logits = (1, 1), 2 * self.channel_groups
             hidden = {'mlp': self.masker_hidden, 'linear': None,

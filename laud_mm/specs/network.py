@@ -1,9 +1,11 @@
 """NetworkSpec: a backbone as a stem and a chain of blocks with known sizes."""
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Tuple
+from typing import Any
 
 from .opspec import OpSpec, Rates, Size, static_flops
+from .program import Case, Program
+from .steps import Step, StepCall, Work, dense_steps, step_call
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class BlockSpec:
     """
     shape: Any
     in_size: Size
-    ops: Tuple[OpSpec, ...]
+    ops: tuple[OpSpec, ...]
 
     @classmethod
     def of(cls, shape: Any, in_size: Size) -> 'BlockSpec':
@@ -27,6 +29,24 @@ class BlockSpec:
     @property
     def name(self) -> str:
         return self.shape.name
+
+    def calls(self, rates: Rates | None, batch: int, route: Any = None,
+              **case: Any) -> list[StepCall]:
+        """The steps of the block's program at expected work.
+
+        Args:
+            rates (Rates | None): Scalars; None: always on.
+            batch (int): Images.
+            route: Of the block's routes; default: the case's own.
+            **case: More fields of `Case`.
+        """
+        own = Case(self.shape, self.in_size, batch, **case)
+        program: Program = self.shape.program(own, route)
+        return program.calls(self.shape.expected_work(own, program.route, rates), self.name)
+
+    def static_calls(self, batch: int, **case: Any) -> list[StepCall]:
+        """The steps of the static block."""
+        return self.calls(None, batch, self.shape.static_route, **case)
 
     def expected_rates(self, rate: float) -> Rates:
         """`Rates` of the block for a share of units on."""
@@ -41,14 +61,17 @@ class NetworkSpec:
         stem (tuple[OpSpec, ...]): Work before the first block, always done.
         blocks (tuple[BlockSpec, ...]): The residual blocks in order.
         tail (tuple[OpSpec, ...]): Work after the last block, always done.
+        outside_steps (tuple[Step, ...]): The steps that run stem and tail.
     """
-    stem: Tuple[OpSpec, ...]
-    blocks: Tuple[BlockSpec, ...]
-    tail: Tuple[OpSpec, ...] = ()
+    stem: tuple[OpSpec, ...]
+    blocks: tuple[BlockSpec, ...]
+    tail: tuple[OpSpec, ...] = ()
+    outside_steps: tuple[Step, ...] = ()
 
     @classmethod
     def chain(cls, stem: Sequence[OpSpec], shapes: Sequence[Any],
-              in_size: Size | None = None, tail: Sequence[OpSpec] = ()) -> 'NetworkSpec':
+              in_size: Size | None = None, tail: Sequence[OpSpec] = (),
+              outside_steps: Sequence[Step] | None = None) -> 'NetworkSpec':
         """Lay blocks one after another; each reads what the one before writes.
 
         Args:
@@ -57,12 +80,18 @@ class NetworkSpec:
             in_size (tuple[int, int], optional): What the first block reads;
                 default: what the stem writes.
             tail (Sequence[OpSpec]): Work after the last block.
+            outside_steps (Sequence[Step], optional): Default: those of a convolutional stem.
         """
         size, blocks = in_size or stem[-1].out_size, []
         for shape in shapes:
             blocks.append(BlockSpec.of(shape, size))
             size = shape.out_size(size)
-        return cls(tuple(stem), tuple(blocks), tuple(tail))
+        steps = dense_steps(stem) if outside_steps is None else outside_steps
+        return cls(tuple(stem), tuple(blocks), tuple(tail), tuple(steps))
+
+    def outside_calls(self, batch: int) -> list[StepCall]:
+        """The steps of stem and tail on a batch."""
+        return [step_call(step, Work(batch)) for step in self.outside_steps]
 
     @property
     def static_flops(self) -> int:

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import check_choice, check_fraction, per_stage
+from .arguments import Paradigm, check_choice, check_fraction, per_stage
 from .bottleneck import BottleneckShape, Stages, ceil_div, stage_paradigms
 from .network import NetworkSpec
 from .opspec import OpSpec, Size
@@ -38,7 +38,7 @@ def _arch_settings(arch):
                                                         arch.get('se_ratio', SE_RATIO))
 
 
-def regnet_shapes(arch: str | dict, paradigm: str | Sequence[str | None] | None = None,
+def regnet_shapes(arch: str | dict, paradigm: Paradigm = None,
                   spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
                   channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
                   channel_masker: str = 'mlp', masker_reduction: int = 16) -> Stages:
@@ -49,7 +49,8 @@ def regnet_shapes(arch: str | dict, paradigm: str | Sequence[str | None] | None 
             and `group_widths` (channels per group of conv2), each an int or one
             per stage, and maybe `se_ratio` (hidden channels of the
             squeeze-and-excitation per input channel of the block; 0: none).
-        paradigm (str | None | Sequence): For all stages or one per stage.
+        paradigm (str | None | Collection): What is skipped, or a list per stage, see
+            `paradigms_per_stage`.
         spatial_granularity (int | Sequence[int]): S, for all stages or per stage.
         channel_granularity (int | Sequence[int]): G, for all stages or per stage.
         channel_masker (str): 'mlp', 'linear' or 'conv_linear'.

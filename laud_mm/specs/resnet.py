@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import check_choice, per_stage
+from .arguments import Paradigm, check_choice, per_stage
 from .bottleneck import BottleneckShape, Stages, ceil_div, stage_paradigms
 from .network import NetworkSpec
 from .opspec import OpSpec, Size
@@ -14,10 +14,11 @@ EXPANSION = 4
 def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None = None,
                   num_stages: int = 4, strides: Sequence[int] = (1, 2, 2, 2),
                   dilations: Sequence[int] = (1, 1, 1, 1), style: str = 'pytorch',
-                  paradigm: str | Sequence[str | None] | None = None,
+                  paradigm: Paradigm = None,
                   spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
                   channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
-                  channel_masker: str = 'mlp', masker_reduction: int = 16) -> Stages:
+                  channel_masker: str = 'mlp', masker_reduction: int = 16,
+                  mask_before_norm: bool = False) -> Stages:
     """List the bottleneck blocks of a LAUD-ResNet, stage by stage.
 
     Args:
@@ -28,11 +29,13 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
         strides (Sequence[int]): Stride of each stage.
         dilations (Sequence[int]): Dilation of each stage.
         style (str): 'pytorch' puts the stride in conv2, 'caffe' in conv1.
-        paradigm (str | None | Sequence): For all stages or one per stage.
+        paradigm (str | None | Collection): What is skipped, or a list per stage, see
+            `paradigms_per_stage`.
         spatial_granularity (int | Sequence[int]): S, for all stages or per stage.
         channel_granularity (int | Sequence[int]): G, for all stages or per stage.
         channel_masker (str): 'mlp', 'linear' or 'conv_linear'.
         masker_reduction (int): Groups per hidden unit of the 'mlp' masker.
+        mask_before_norm (bool): Channel masks act before the norms.
 
     Returns:
         Stages: One tuple per stage.
@@ -62,7 +65,7 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
                 width=width, out_channels=out_channels, stride=stride,
                 dilation=dilations[stage], stride_in_conv1=style == 'caffe',
                 downsample=index == 0 and (stride != 1 or in_channels != out_channels),
-                **deciding[stage]))
+                mask_before_norm=mask_before_norm, **deciding[stage]))
             in_channels = out_channels
         stages.append(tuple(blocks))
     return tuple(stages)

@@ -1,11 +1,15 @@
 """T2T-ViT as a table: its transformer blocks and the op specs of the whole net."""
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Any
 
-from .arguments import check_choice, check_positive_int
+from .arguments import (Paradigm, check_choice, check_positive_int, paradigm_set,
+                        paradigms_per_stage)
 from .network import NetworkSpec
 from .opspec import OpSpec, Rates, Size
+from .program import Case, Program
+from .steps import Step
+from .transformer_program import STATIC, expected_work, routes, transformer_program
 
 T2T_VIT_ARCHS = {
     't2t_vit_14': dict(embed_dims=384, num_layers=14, num_heads=6, feedforward_channels=1152),
@@ -51,14 +55,11 @@ def _grids(size):
     return sizes
 
 
-def transformer_paradigms(paradigm):
-    """Normalise a transformer's paradigm: None, one of `TRANSFORMER_PARADIGMS` or several."""
-    several = tuple(paradigm) if isinstance(paradigm, (list, tuple)) else (paradigm,)
-    several = tuple(one for one in several if one is not None)
-    if not set(several) <= set(TRANSFORMER_PARADIGMS) or len(set(several)) < len(several):
-        raise ValueError(f'paradigm must be one of {", ".join(map(repr, TRANSFORMER_PARADIGMS))}, '
-                         f'a tuple of some of them, or None, got {paradigm!r}')
-    return tuple(one for one in TRANSFORMER_PARADIGMS if one in several)
+def block_paradigms(paradigm, depth):
+    """What each block skips; a list names one per block, or is an old spelling of a tuple."""
+    if isinstance(paradigm, list) and len(paradigm) != depth:
+        paradigm = tuple(one for one in paradigm if one is not None)
+    return paradigms_per_stage(paradigm, depth, TRANSFORMER_PARADIGMS)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,11 @@ class TransformerShape:
     embed_dims: int
     num_heads: int
     feedforward_channels: int
-    paradigms: Tuple[str, ...] = ()
+    paradigms: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, 'paradigms',
+                           paradigm_set(self.paradigms, TRANSFORMER_PARADIGMS))
 
     @property
     def head_dims(self) -> int:
@@ -109,6 +114,23 @@ class TransformerShape:
         if 'layer' in self.paradigms:
             rates.update(attn=rate, mlp=rate)
         return Rates(**rates)
+
+    def program(self, case: Case, route: Any = None) -> Program:
+        """The steps of a case of this shape, see `transformer_program`."""
+        return transformer_program(case, route)
+
+    @property
+    def static_route(self) -> Any:
+        """The route of the static block."""
+        return STATIC
+
+    def routes(self, case: Case) -> tuple:
+        """Routes that can run a case, the default first."""
+        return routes(case)
+
+    def expected_work(self, case: Case, route: Any, rates: Rates) -> Mapping[str, tuple]:
+        """Work to expect of a case at `Rates`."""
+        return expected_work(case, route, rates)
 
     def op_specs(self, in_size: Size) -> tuple[OpSpec, ...]:
         """Describe the block's work on one image of `in_size` = (tokens, 1)."""
@@ -144,23 +166,23 @@ class TransformerShape:
         return tuple(ops)
 
 
-def t2t_vit_shapes(
-        arch: str | dict,
-        paradigm: str | Sequence[str | None] | None = None) -> tuple[TransformerShape, ...]:
+def t2t_vit_shapes(arch: str | dict, paradigm: Paradigm = None) -> tuple[TransformerShape, ...]:
     """List the transformer blocks of a LAUD-T2T-ViT.
 
     The first block decides on tokens only (AdaViT).
 
     Args:
         arch (str | dict): A key of `T2T_VIT_ARCHS`, or a dict of the same form.
-        paradigm (str | Sequence[str] | None): 'token', 'head', 'layer', several or none.
+        paradigm (str | None | Collection): 'token', 'head', 'layer', several of them or none;
+            or a list with what each block skips.
     """
-    own, paradigms = t2t_vit_arch(arch), transformer_paradigms(paradigm)
-    first = tuple(p for p in paradigms if p == 'token')
+    own = t2t_vit_arch(arch)
+    paradigms = block_paradigms(paradigm, own['num_layers'])
+    paradigms[0] = tuple(p for p in paradigms[0] if p == 'token')
     return tuple(
         TransformerShape(f'encoder.{i}', 0, own['embed_dims'], own['num_heads'],
-                         own['feedforward_channels'], paradigms if i else first)
-        for i in range(own['num_layers']))
+                         own['feedforward_channels'], skipped)
+        for i, skipped in enumerate(paradigms))
 
 
 def _performer_specs(name, tokens, in_channels, dims):
@@ -224,7 +246,7 @@ def t2t_stem_specs(image_size: Size, in_channels: int = 3, token_dim: int = 64,
 
 
 def t2t_vit_spec(arch: str | dict, image_size: Size = (224, 224), in_channels: int = 3,
-                 token_dim: int = 64, paradigm: str | Sequence[str | None] | None = None,
+                 token_dim: int = 64, paradigm: Paradigm = None,
                  t2t_type: str = 'performer') -> NetworkSpec:
     """Op specs of a whole LAUD-T2T-ViT backbone; arguments as in `t2t_vit_shapes`."""
     shapes = t2t_vit_shapes(arch, paradigm)
@@ -232,4 +254,7 @@ def t2t_vit_spec(arch: str | dict, image_size: Size = (224, 224), in_channels: i
     stem = t2t_stem_specs(image_size, in_channels, token_dim, dims, t2t_type)
     size = (stem[-1].out_size[0] + 1, 1)  # and the class token
     norm = OpSpec('norm', 'norm', dims, dims, size, size)
-    return NetworkSpec.chain(stem, shapes, size, tail=(norm,))
+    return NetworkSpec.chain(stem, shapes, size, tail=(norm,), outside_steps=(
+        Step('tokens_to_token', 'tokens_to_token', OpSpec(
+            'tokens_to_token', 'linear', in_channels, dims, image_size, size)),
+        Step('norm_map', 'norm', norm)))

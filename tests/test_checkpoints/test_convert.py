@@ -69,7 +69,7 @@ def test_a_prefix_makes_a_classifiers_checkpoint(tmp_path):
     converted = convert_file('laudnet', tmp_path / 'src.pth', tmp_path / 'dst.pth',
                              'backbone.').state_dict
     assert 'head.fc.weight' in converted
-    assert 'backbone.layer1.0.masker.spatial.conv.bias' in converted
+    assert 'backbone.layer1.0.masker.layer.conv.bias' in converted
 
 
 def test_foreign_keys_are_refused_and_nothing_is_written(tmp_path):

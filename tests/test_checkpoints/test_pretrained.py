@@ -54,13 +54,13 @@ def test_absent_maskers_start_fresh_and_are_named(classifier, said):
     path = classifier(resnet(paradigm=None))
     net = start(path)
     assert not any(m.loaded for m in net.maskers())
-    assert net.layer1[0].masker.spatial.conv.bias.tolist() == [5, 0]
-    assert 'start fresh (32):\n  layer1.0.masker.spatial.conv.weight' in said[-1]
+    assert net.layer1[0].masker.layer.conv.bias.tolist() == [5, 0]
+    assert 'start fresh (32):\n  layer1.0.masker.layer.conv.weight' in said[-1]
 
 
 def test_what_is_not_the_backbones_is_left_aside_and_named(classifier, said):
     load_pretrained(resnet(paradigm=None), classifier(resnet()), 'backbone.')
-    assert 'layer1.0.masker.spatial.conv.weight' in said[-1].split('left aside')[1]
+    assert 'layer1.0.masker.layer.conv.weight' in said[-1].split('left aside')[1]
 
 
 def test_every_missing_and_misshapen_weight_is_named_and_nothing_is_loaded(classifier):

@@ -153,7 +153,7 @@ def test_evaluation_needs_no_teacher():
 @pytest.mark.parametrize('spoil, message', [
     (lambda w: w.pop('head.fc.bias'), '1 missing: head.fc.bias'),
     (lambda w: w.pop('backbone.layer2.1.bn3.running_var'), '1 missing: backbone.layer2.1.bn3.run'),
-    (lambda w: w.update({'backbone.layer1.0.masker.spatial.conv.bias': torch.zeros(2)}),
+    (lambda w: w.update({'backbone.layer1.0.masker.layer.conv.bias': torch.zeros(2)}),
      '1 unexpected: backbone.layer1.0.masker'),
     (lambda w: w.update({'head.fc.bias': torch.zeros(7)}), r'1 mismatched: head.fc.bias \(7,\)')])
 def test_a_teachers_weights_that_do_not_fit_name_the_keys(teacher, tmp_path, spoil, message):

@@ -22,7 +22,7 @@ def checkpoint(tmp_path):
     model.head.in_channels = 256
     classifier = MODELS.build(model)
     for masker in classifier.backbone.maskers():
-        torch.nn.init.normal_(masker.spatial.conv.weight)
+        torch.nn.init.normal_(masker.layer.conv.weight)
     torch.save(dict(state_dict=classifier.state_dict(), meta=dict(epoch=100)),
                tmp_path / 'classifier.pth')
     return tmp_path / 'classifier.pth'

@@ -83,7 +83,7 @@ def stir(backbone):
     for masker in backbone.maskers():
         shift = 3.0 if torch.rand((), generator=generator) < 0.5 else -3.0
         with torch.no_grad():
-            masker.spatial.conv.bias.copy_(torch.tensor([shift, 0.0]))
+            masker.layer.conv.bias.copy_(torch.tensor([shift, 0.0]))
 
 
 def images(*sizes):

@@ -46,5 +46,5 @@ def test_loaded_maskers_of_frozen_stages_freeze_on_two_processes(tmp_path):
         frozen = key.startswith(('backbone.conv1', 'backbone.bn1', 'backbone.layer1'))
         if frozen:
             assert torch.equal(value, loaded[key]), key
-    key = 'backbone.layer2.0.masker.spatial.conv.weight'
+    key = 'backbone.layer2.0.masker.layer.conv.weight'
     assert not torch.equal(one[key], loaded[key])

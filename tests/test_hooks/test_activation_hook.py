@@ -123,7 +123,7 @@ def test_resume_goes_on_with_the_same_schedules_and_freezing(tmp_path):
     assert len(rest) == 8  # from the end of epoch 1 on
     assert [log['temperature'] for log in rest] == [log['temperature'] for log in whole[4:]]
     # All maskers were loaded by the resume, but this training had been training them.
-    assert runner.model.backbone.layer1[0].masker.spatial.conv.weight.requires_grad
+    assert runner.model.backbone.layer1[0].masker.layer.conv.weight.requires_grad
 
 
 def test_nan_loss_stops_with_a_clear_error_and_keeps_checkpoints(tmp_path):

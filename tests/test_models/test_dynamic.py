@@ -14,7 +14,7 @@ from laud_mm.specs import BottleneckShape
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.sampled_from([1, 2]))
 def test_masker_grid_equals_the_patch_grid(height, width, granularity, stride):
-    shape = BottleneckShape('b', 0, 4, 4, 16, stride=stride, paradigm='spatial',
+    shape = BottleneckShape('b', 0, 4, 4, 16, stride=stride, paradigms='spatial',
                             spatial_granularity=granularity)
     mask = SpatialMasker(4, granularity * stride).eval()(torch.rand(2, 4, height, width))
     assert tuple(mask.shape[1:]) == shape.grid_size((height, width))
@@ -41,7 +41,7 @@ def test_halo_is_where_the_active_windows_read(height, width, stride, dilation, 
 
 
 def test_partial_patches_count_their_real_positions():
-    shape = BottleneckShape('b', 0, 4, 4, 16, paradigm='spatial', spatial_granularity=4)
+    shape = BottleneckShape('b', 0, 4, 4, 16, paradigms='spatial', spatial_granularity=4)
     patches = torch.tensor([[[True, False]]])  # 4 of 5 columns
     rates = decision_rates(shape, (4, 5), Decision(patches=patches))
     assert rates.patch.item() == pytest.approx(4 / 5)
@@ -49,7 +49,7 @@ def test_partial_patches_count_their_real_positions():
 
 
 def test_channel_pairs_of_grouped_convolutions_count_within_their_group():
-    shape = BottleneckShape('b', 0, 4, 8, 16, groups=2, paradigm='channel', channel_granularity=2)
+    shape = BottleneckShape('b', 0, 4, 8, 16, groups=2, paradigms='channel', channel_granularity=2)
     channels = torch.tensor([[True, True, False, False], [True, False, True, False]])
     rates = decision_rates(shape, (4, 4), Decision(channels=channels))
     assert rates.channel.tolist() == [0.5, 0.5]
@@ -57,7 +57,7 @@ def test_channel_pairs_of_grouped_convolutions_count_within_their_group():
 
 
 def test_channel_rate_squared_is_per_image():
-    shape = BottleneckShape('b', 0, 4, 4, 16, paradigm='channel', channel_granularity=1)
+    shape = BottleneckShape('b', 0, 4, 4, 16, paradigms='channel', channel_granularity=1)
     channels = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
     pair = decision_rates(shape, (4, 4), Decision(channels=channels)).channel_pair
     assert pair.mean().item() == 0.5  # not 0.25, the square of the batch mean
@@ -107,12 +107,12 @@ def test_channel_masker_variants(kind, keys):
 
 @pytest.mark.parametrize('groups, hidden', [(32, 16), (256, 16), (1024, 64)])
 def test_mlp_masker_has_a_sixteenth_of_the_groups_hidden_but_at_least_16(groups, hidden):
-    shape = BottleneckShape('b', 0, 4, groups * 2, 16, paradigm='channel', channel_granularity=2)
+    shape = BottleneckShape('b', 0, 4, groups * 2, 16, paradigms='channel', channel_granularity=2)
     assert shape.masker_hidden == hidden
 
 
 def test_rates_pass_gradients_to_the_masks():
-    shape = BottleneckShape('b', 0, 4, 4, 16, paradigm='both', spatial_granularity=2)
+    shape = BottleneckShape('b', 0, 4, 4, 16, paradigms='both', spatial_granularity=2)
     patches = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]], requires_grad=True)
     channels = torch.ones(1, 4, requires_grad=True)
     record = ActivationRecord(1, (), torch.device('cpu'))

@@ -46,7 +46,7 @@ def test_maskers_add_their_own_keys_only(make_net):
     (dict(arch=dict(TINY_REGNET, depths=(1, 2))), r'arch.depths must be 4 positive.*got \(1, 2\)'),
     (dict(arch=dict(TINY_REGNET, group_widths=6)), 'arch.group_widths must divide.*6 for width 16'),
     (dict(arch=dict(TINY_REGNET, se_ratio=2)), 'arch.se_ratio must be a number from 0 to 1, got 2'),
-    (dict(paradigm='pixel'), "paradigm must be 4 values of 'layer', 'channel'.*got 'pixel'"),
+    (dict(paradigm='pixel'), "paradigm must be one of 'layer', 'spatial', 'channel'.*got 'pixel'"),
     (dict(spatial_granularity=(4, 0, 2, 1)), 'spatial_granularity must be 4 positive ints'),
     (dict(paradigm='channel', channel_granularity=5), 'channel_granularity must divide'),
     (dict(masker=dict(channel='rnn')), "masker.channel must be one of 'mlp'.*got 'rnn'"),

@@ -51,8 +51,8 @@ def test_maskers_add_their_own_keys_only(make_net):
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(depth=18), r'depth must be one of \(50, 101, 152\).*bottleneck.*got 18'),
-    (dict(paradigm='pixel'), "paradigm must be 4 values of 'layer', 'channel'.*got 'pixel'"),
-    (dict(paradigm=('layer', 'layer')), 'paradigm must be 4'),
+    (dict(paradigm='pixel'), "paradigm must be one of 'layer', 'spatial', 'channel'.*got 'pixel'"),
+    (dict(paradigm=('layer', 'layer')), 'paradigm must be one for all stages, or a list of 4'),
     (dict(spatial_granularity=(4, 0, 2, 1)),
      r'spatial_granularity must be 4 positive ints.*got \(4, 0, 2, 1\)'),
     (dict(spatial_granularity=(4, 4)), 'spatial_granularity must be 4'),
@@ -83,18 +83,21 @@ def test_builds_by_scoped_type_without_custom_imports():
         assert isinstance(net, LAUDResNet)
 
 
-def test_auto_is_masked_in_training_and_skipping_in_evaluation(make_net, monkeypatch):
-    from laud_mm.models.backbones import bottleneck
-    ran = []
-    for name in ('run_masked', 'run_skipping'):
-        run = getattr(bottleneck, name)
-        monkeypatch.setattr(bottleneck, name,
-                            lambda *a, _n=name, _r=run: ran.append(_n) or _r(*a))
+def test_auto_is_masked_in_training_and_skipping_in_evaluation(make_net):
+    class Clock:
+        def __init__(self):
+            self.steps = []
+
+        def ran(self, step):
+            self.steps.append(step)
     net, x = make_net(frozen_stages=1), torch.rand(2, 3, 64, 64)
-    for mode, expected in ((True, 'run_masked'), (False, 'run_skipping')):
-        ran.clear()
-        net.train(mode)(x)
-        assert set(ran) == {expected}
+    for mode in (True, False):
+        with net.executing(clock=Clock()) as own:
+            clock = Clock()
+            with own.executing(clock=clock):
+                net.train(mode)(x)
+        blocks = sum(step.kind == 'rows1x1_add' for step in clock.steps)
+        assert blocks == (0 if mode else 16)
 
 
 def test_skipping_refuses_to_train(make_net):
@@ -121,14 +124,14 @@ def test_frozen_stages_freeze_weights_and_statistics(make_net, arch, stem, froze
 def test_fresh_maskers_of_frozen_stages_train_and_loaded_ones_freeze(make_net):
     net = make_net(frozen_stages=1).train()
     masker = net.layer1[0].masker
-    assert masker.spatial.training and masker.spatial.conv.weight.requires_grad
+    assert masker.layer.training and masker.layer.conv.weight.requires_grad
     assert not net.maskers_are_frozen()
     static_only = {k: v for k, v in net.state_dict().items() if 'masker' not in k}
     net.load_state_dict(static_only, strict=False)
     assert not net.train().maskers_are_frozen()
     net.load_state_dict(net.state_dict())
     assert net.train().maskers_are_frozen()
-    assert not masker.spatial.training and not masker.spatial.conv.weight.requires_grad
+    assert not masker.layer.training and not masker.layer.conv.weight.requires_grad
 
 
 def test_a_masker_that_loads_half_way_counts_as_fresh(make_net):
@@ -155,7 +158,7 @@ def test_norm_eval_keeps_statistics_and_trains_weights(make_net):
     before = net.layer2[0].bn1.running_mean.clone()
     net(torch.rand(2, 3, 64, 64))
     assert torch.equal(net.layer2[0].bn1.running_mean, before)
-    assert net.layer2[0].bn1.weight.requires_grad and net.layer2[0].masker.spatial.training
+    assert net.layer2[0].bn1.weight.requires_grad and net.layer2[0].masker.layer.training
 
 
 @pytest.mark.parametrize('paradigm', ['layer', 'both'])
@@ -192,7 +195,7 @@ def test_init_cfg_pretrained_fills_the_static_part_and_leaves_maskers_fresh(tmp_
         type='Pretrained', checkpoint=str(tmp_path / 'static.pth')))
     net.init_weights()
     assert torch.equal(net.layer3[1].conv2.weight, source.layer3[1].conv2.weight)
-    assert net.layer3[1].masker.spatial.conv.bias.tolist() == [5, 0]
+    assert net.layer3[1].masker.layer.conv.bias.tolist() == [5, 0]
     assert not net.maskers_are_frozen()
 
 

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm.latency.measure import device_stamp
+from laud_mm.latency.plans import (BlockTimes, CalibratedPlan, ExecutionPlan, MeasuredPlan,
+                                   active_share, load_plan)
 from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck, LAUDResNet
-from laud_mm.models.backbones import bottleneck as executors
-from laud_mm.models.dynamic import (BlockCase, BlockTimes, CalibratedPlan, Decision, ExecutionPlan,
-                                    MeasuredPlan, active_share, force_rate, load_plan, replay,
-                                    run_dense, run_masked, run_skipping)
-from laud_mm.profiling.plan import make_plan
-from laud_mm.specs import BottleneckShape
+from laud_mm.models.dynamic import (Decision, Execution, force_rate, replay, run_masked,
+                                    run_program)
+from laud_mm.profiling.plan import OneRoute, make_plan
+from laud_mm.specs import BottleneckShape, Case
 
 from ..conftest import ARCHS, randomize_norms
 from .test_executors import PARADIGMS, assert_close
@@ -26,9 +26,12 @@ class UpTo(ExecutionPlan):
     def __init__(self, limit):
         self.limit, self.asked = limit, []
 
-    def break_even(self, case):
+    def times(self, case):
+        return None
+
+    def skips(self, case, decision, x):
         self.asked.append(case)
-        return self.limit
+        return self.limit is None or active_share(decision) <= self.limit
 
     def fits(self, x):
         return True
@@ -36,7 +39,7 @@ class UpTo(ExecutionPlan):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_one_block_dense_equals_masked_and_skipping(data):
+def test_every_route_equals_masked(data):
     def draw(*values):
         return data.draw(st.sampled_from(values))
 
@@ -44,21 +47,37 @@ def test_one_block_dense_equals_masked_and_skipping(data):
     shape = BottleneckShape(
         'block', 0, in_channels=32, width=12, out_channels=32, stride=draw(1, 2),
         dilation=draw(1, 2), stride_in_conv1=draw(True, False), groups=groups,
-        se_channels=se_channels, downsample=True, paradigm=draw(*PARADIGMS),
-        spatial_granularity=data.draw(st.integers(1, 9)), channel_granularity=draw(1, 2, 3))
-    block = draw(LAUDBottleneck, LAUDRegNetBottleneck)(
-        shape, norm_cfg=dict(type='BN'),
+        se_channels=se_channels, downsample=True,
+        paradigms=draw(*PARADIGMS, 'layer+spatial', 'layer+channel', 'layer+spatial+channel'),
+        spatial_granularity=data.draw(st.integers(1, 9)), channel_granularity=draw(1, 2, 3),
         mask_before_norm=groups == 1 and not se_channels and draw(True, False))
+    block = draw(LAUDBottleneck, LAUDRegNetBottleneck)(shape, norm_cfg=dict(type='BN'))
     block = randomize_norms(block).double().eval()
     n, h, w = (data.draw(st.integers(1, high)) for high in (4, 20, 20))
     x, rate = torch.randn(n, 32, h, w, dtype=torch.float64), draw(0.0, 0.3, 0.7, 1.0)
     with torch.no_grad():
         decision = block.masker(x).map(lambda mask: torch.rand(mask.shape) < rate)
-        if draw(True, False) and decision.layer is None:  # all kinds of masks at once
-            decision = replace(decision, layer=torch.rand(n, 1) < 0.6)
         masked = run_masked(block, x, decision)
-        assert_close([run_dense(block, x, decision)], [masked], 1e-9)
-        assert_close([run_skipping(block, x.clone(), decision)], [masked], 1e-9)
+        for route in shape.routes(block.case(x)):
+            own = Execution(plan=OneRoute(route), override=lambda *_: decision)
+            assert_close([run_program(block, x.clone(), own)[0]], [masked], 1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 20), st.integers(1, 20), st.integers(1, 9),
+       st.sampled_from(('layer', 'spatial')), st.sampled_from((1, 2)))
+def test_a_masker_decides_alike_by_itself_and_within_conv1(n, h, w, side, paradigm, stride):
+    shape = BottleneckShape('block', 0, 32, 12, 32, stride=stride, downsample=True,
+                            paradigms=paradigm, spatial_granularity=side)
+    block = randomize_norms(LAUDBottleneck(shape, norm_cfg=dict(type='BN'))).eval()
+    torch.nn.init.normal_(next(block.masker.children()).conv.weight, std=1.0)
+    x = torch.randn(n, 32, h, w)
+    with torch.no_grad():
+        alone, fused = (run_program(block, x.clone(), Execution(plan=OneRoute(route)))
+                        for route in shape.routes(block.case(x))[:2])
+    for one, other in zip(alone[1].masks().values(), fused[1].masks().values(), strict=True):
+        assert torch.equal(one, other)
+    assert_close([fused[0]], [alone[0]], 1e-4)
 
 
 @pytest.mark.parametrize('limit', [0.0, 0.5, 1.0], ids=['dense', 'mixed', 'skipping'])
@@ -78,51 +97,62 @@ def test_auto_execution_equals_masked(make_net, arch, paradigm, limit):
     assert torch.equal(x, before)
 
 
-def executed(monkeypatch, net, x):
-    """Names of the executors that the blocks of a net ran, in order."""
-    ran = []
-    for name in ('run_masked', 'run_skipping', 'run_dense'):
-        own = getattr(executors, name)
-        monkeypatch.setattr(executors, name, lambda *args, name=name, own=own: (
-            ran.append(name), own(*args))[1])
-    net(x)
-    monkeypatch.undo()
-    return ran
+class RoutesRun:
+    """A clock that notes which convolutions ran."""
+
+    def __init__(self):
+        self.kinds = set()
+
+    def ran(self, step):
+        self.kinds.add(step.kind)
 
 
-def test_a_block_is_dense_where_more_is_on_than_its_break_even(make_net, monkeypatch):
+def computed(net, x):
+    """How the blocks of a net ran: 'dense', 'listed', or nothing where modules ran."""
+    clock = RoutesRun()
+    with net.executing(clock=clock):
+        net(x)
+    names = dict(conv3x3='dense', picked3x3='listed')
+    return {name for kind, name in names.items() if kind in clock.kinds}
+
+
+def test_a_block_is_dense_where_more_is_on_than_its_break_even(make_net):
     net, x = make_net(paradigm='channel'), torch.randn(2, 3, 64, 64)
     with torch.no_grad(), force_rate(net, 0.5):
         net.plan = UpTo(0.4)
-        assert set(executed(monkeypatch, net, x)) == {'run_dense'}
+        assert computed(net, x) == {'dense'}
         net.plan = UpTo(0.6)
-        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+        assert computed(net, x) == {'listed'}
         net.plan = UpTo(None)  # not in the plan
-        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+        assert computed(net, x) == {'listed'}
         net.plan, net.execution = UpTo(0.0), 'skipping'  # as asked for
-        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+        assert computed(net, x) == {'listed'}
         net.execution = 'auto'
         net.train()
-        assert set(executed(monkeypatch, net, x)) == {'run_masked'}
+        assert computed(net, x) == set()
         net.eval()
     with force_rate(net, 0.5):  # gradients are recorded
-        assert set(executed(monkeypatch, net, x)) == {'run_skipping'}
+        assert computed(net, x) == {'listed'}
 
 
 def test_on_a_gpu_the_expected_rate_decides_and_nothing_is_read(make_net):
-    class Cuda:  # what the choice may ask of a tensor
-        is_cuda, shape = True, (2, 8, 16, 16)
+    class Known(ExecutionPlan):
+        limit, expected_rate = 0.4, 0.6
 
-        def __len__(self):
-            return 2
-    block = make_net(paradigm='both', spatial_granularity=4).blocks()[0]
+        def times(self, case):
+            return BlockTimes(1.0, (self.limit, self.limit + 1e-9), (0.5, 2.0))
+
+        def fits(self, x):
+            return True
+
+    class Cuda:  # what the choice may ask of a tensor
+        is_cuda = True
+    case = Case(make_net(paradigm='both').blocks()[0].shape, (16, 16), 2, 'cuda')
     unread = torch.empty(2, 4, device='meta')  # to read it is an error
-    decision = Decision(patches=unread, channels=unread)
-    plan = UpTo(0.4)
-    plan.expected_rate = 0.6
-    assert plan.skips(block, Cuda(), decision)  # 0.6 of the patches, 0.6 of the channels
+    decision, plan = Decision(patches=unread, channels=unread), Known()
+    assert plan.skips(case, decision, Cuda())  # 0.6 of the patches, 0.6 of the channels
     plan.limit = 0.3
-    assert not plan.skips(block, Cuda(), decision)
+    assert not plan.skips(case, decision, Cuda())
 
 
 @pytest.mark.parametrize('skipping_ms, expected', [
@@ -161,8 +191,9 @@ def test_a_plan_survives_its_file_and_knows_each_block(plan, plan_file, monkeypa
     assert len(plan.blocks) == 2 * 2 * 3
     assert {case.batch for case in plan.blocks} == {1, 2}
     found = []
-    monkeypatch.setattr(MeasuredPlan, 'break_even', lambda self, case: (
-        found.append(case in self.blocks), 0.0)[1])
+    times = MeasuredPlan.times
+    monkeypatch.setattr(MeasuredPlan, 'skips', lambda self, case, decision, x: (
+        found.append(times(self, case) is not None), True)[1])
     with torch.no_grad():
         net(torch.randn(2, 3, 64, 64))
         assert found == [True] * 13
@@ -177,7 +208,7 @@ def test_a_plan_is_about_one_type(plan_file):
 
 @pytest.mark.parametrize('change, message', [
     (dict(format='other'), "plan must be a file of .*latency.py plan.*'other'"),
-    (dict(version=7), "must have format 'laud_mm plan' version 1, got .* version 7: plan again"),
+    (dict(version=7), "must have format 'laud_mm plan' version 2, got .* version 7: plan again"),
     (dict(blocks=[dict(case={})]), 'complete plan, plan again'),
     (dict(precision='int8'), "precision among fp32, fp16, bf16, got 'int8'"),
     (dict(expected_rate=2), 'expected_rate must be a number from 0 to 1, got 2'),
@@ -211,17 +242,16 @@ def test_a_plan_needs_auto_execution(plan_file, execution):
 
 def test_a_calibrations_predictions_make_a_plan():
     class Predictor:
-        """Skipping costs 1 ms and 4 ms for all units; dense costs 3 ms."""
+        """Skipping costs 1 ms and 4 ms for all units; fused 1 ms more; dense costs 3 ms."""
         precision, stamp = 'fp32', device_stamp('cpu')
 
-        def predict(self, network, rates, batch):
-            from types import SimpleNamespace
-            rate, = rates
-            latency = 3.0 if rate is None else 1 + 4 * rate
-            return SimpleNamespace(blocks=[SimpleNamespace(latency_ms=latency)])
-    shape = BottleneckShape('block', 0, 32, 8, 32, paradigm='both')
+        def route_ms(self, block, batch, route, rates):
+            return 3.0 if route.compute == 'dense' else 1 + 4 * rates.unit**0.5 \
+                + route.fused_masker
     plan = CalibratedPlan(Predictor())
-    assert plan.break_even(BlockCase(shape, (8, 8), 1)) == pytest.approx(0.25)
-    layer = replace(shape, paradigm='layer')
-    assert plan.break_even(BlockCase(layer, (8, 8), 1)) == pytest.approx(0.5)
+    both = BottleneckShape('block', 0, 32, 8, 32, paradigms='both')
+    times = plan.times(Case(both, (8, 8), 1))
+    assert times.break_even == pytest.approx(0.25)
+    spatial = plan.times(Case(replace(both, paradigms='spatial'), (8, 8), 1))
+    assert not spatial.route.fused_masker
     assert plan.fits(torch.zeros(1)) and not plan.fits(torch.zeros(1).half())

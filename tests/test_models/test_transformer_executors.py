@@ -11,7 +11,7 @@ from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
 from laud_mm.models.dynamic import TransformerDecision, force_rate, replay
 from laud_mm.specs import TransformerShape
 
-from ..conftest import TINY_T2T, randomize_norms
+from ..conftest import TINY_T2T, randomize_norms, run_block
 from .test_executors import TOLERANCE, assert_close, both_executors
 
 ALL = ('token', 'head', 'layer')
@@ -76,7 +76,7 @@ def test_one_block_skipping_equals_masked(data):
     x = torch.randn(samples, tokens, block.shape.embed_dims, dtype=torch.float64)
     before = x.clone()
     with torch.no_grad():
-        skipped, masked = (block(x, masked=m, override=lambda *_: decision)[0]
+        skipped, masked = (run_block(block, x, m, lambda *_: decision)[0]
                            for m in (False, True))
     assert_close([skipped], [masked], 1e-9)
     assert torch.equal(x, before)
@@ -146,7 +146,7 @@ def test_a_token_that_is_off_stays_as_it_is_and_is_not_attended_to():
     decision = TransformerDecision(tokens=torch.tensor([[True, True, False, True, False]]))
     for masked in (True, False):
         with torch.no_grad():
-            y, z = (block(i, masked, override=lambda *_: decision)[0] for i in (x, changed))
+            y, z = (run_block(block, i, masked, lambda *_: decision)[0] for i in (x, changed))
         assert torch.equal(y[:, [3, 5]], x[:, [3, 5]])
         others = [0, 1, 2, 4]
         assert torch.equal(y[:, others], z[:, others])
@@ -156,9 +156,9 @@ def test_a_token_that_is_off_stays_as_it_is_and_is_not_attended_to():
 def test_masks_with_gradients_give_the_same_output_and_learn_from_attention():
     block, x = make_block(), torch.randn(3, 8, 12, dtype=torch.float64) * 5
     decision = random_decision(block, 3, 8, lambda *s: torch.rand(s) < 0.5)
-    plain, _ = block(x, True, override=lambda *_: decision)
+    plain, _ = run_block(block, x, True, lambda *_: decision)
     learning = decision.map(lambda mask: mask.double().requires_grad_())
-    y, _ = block(x, True, override=lambda *_: learning)
+    y, _ = run_block(block, x, True, lambda *_: learning)
     torch.testing.assert_close(y, plain, rtol=1e-12, atol=1e-12)
     y[:, 0].square().sum().backward()  # the class token, which patch tokens reach by attention
     runs = decision.branches[:, 0] & decision.heads.any(1)
@@ -172,13 +172,13 @@ def test_a_head_that_is_off_reaches_neither_attention_nor_mlp():
     decision = TransformerDecision(heads=torch.tensor([[True, False, True]]))
     with torch.no_grad():
         for masked in (True, False):
-            before = block(x, masked, override=lambda *_: decision)[0]
+            before = run_block(block, x, masked, lambda *_: decision)[0]
             off = slice(4, 8)
             for part in block.attn.qkv.weight.view(3, 12, 12)[:, off]:
                 part.normal_()
             block.attn.proj.weight[:, off].normal_()
             block.mlp.fc1.weight[:, off].normal_()
-            assert torch.equal(block(x, masked, override=lambda *_: decision)[0], before)
+            assert torch.equal(run_block(block, x, masked, lambda *_: decision)[0], before)
 
 
 def test_branches_that_are_off_leave_their_sample_alone():
@@ -186,8 +186,8 @@ def test_branches_that_are_off_leave_their_sample_alone():
     x = torch.randn(4, 5, 12, dtype=torch.float64)
     branches = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
     with torch.no_grad():
-        y, _ = block(x, False, override=lambda *_: TransformerDecision(branches=branches))
-        static, _ = block(x, False, as_static=True)
+        y, _ = run_block(block, x, False, lambda *_: TransformerDecision(branches=branches))
+        static, _ = run_block(block, x, static=True)
     assert torch.equal(y[0], x[0])
     assert len({round((y[i] - x[i]).abs().sum().item(), 6) for i in range(4)}) == 4
     torch.testing.assert_close(y[3], static[3])

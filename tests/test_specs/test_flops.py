@@ -63,7 +63,7 @@ def test_module_and_table_describe_the_same_net():
 
 
 def test_excitation_costs_two_linear_layers_once_per_image():
-    kwargs = dict(in_channels=8, width=16, out_channels=16, groups=4, paradigm='both')
+    kwargs = dict(in_channels=8, width=16, out_channels=16, groups=4, paradigms='both')
     plain, excited = (BottleneckShape('b', 0, se_channels=n, **kwargs).op_specs((7, 9))
                       for n in (0, 3))
     assert static_flops(excited) - static_flops(plain) == 2 * 3 * 16

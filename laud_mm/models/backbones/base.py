@@ -1,6 +1,6 @@
 """What every LAUD backbone shares: execution, record, freezing, temperature."""
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -9,11 +9,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laud_mm.checkpoints import load_pretrained
-from laud_mm.models.dynamic import ActivationRecord, MaskerSet
+from laud_mm.models.dynamic import (ActivationRecord, Execution, ForwardPass, MaskerSet,
+                                    current_execution, executing, forward_pass)
 from laud_mm.specs import NetworkSpec, OpSpec, Size
-from laud_mm.specs.arguments import check_choice
-
-EXECUTIONS = ('auto', 'masked', 'skipping')
 
 
 class LAUDBackbone(BaseModule):
@@ -34,8 +32,8 @@ class LAUDBackbone(BaseModule):
 
     Attributes:
         record (ActivationRecord | None): What the last forward pass decided.
-        override (Callable | None): See `override_decisions`.
-        plan (ExecutionPlan | None): Where `execution='auto'` computes densely in evaluation.
+        plan (ExecutionPlan | None): Which program of a block `execution='auto'` runs in
+            evaluation.
         freeze_maskers (bool | None): Whether maskers of frozen stages are
             frozen too; None: those whose weights came from a checkpoint.
     """
@@ -54,15 +52,16 @@ class LAUDBackbone(BaseModule):
         self.num_stages = num_stages
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.execution = check_choice('execution', execution, EXECUTIONS)
-        self.record: ActivationRecord | None = None
-        self.override = None
+        self.execution = Execution(execution).mode
         self.plan = None
+        self.record: ActivationRecord | None = None
         self.freeze_maskers = None
-        self._as_static = False
 
-    def run_stem(self, x: Tensor, folded: bool) -> Tensor:
-        """Run the stem, its norms `folded` or not: (N, 3, H, W) to the first block's input."""
+    def run_stem(self, x: Tensor, folded: bool, clock: Any = None) -> Tensor:
+        """Run the stem, its norms `folded` or not: (N, 3, H, W) to the first block's input.
+
+        A `clock` hears of the steps of a folded stem.
+        """
         raise NotImplementedError
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
@@ -77,9 +76,9 @@ class LAUDBackbone(BaseModule):
         """The stages in order: a list of modules, each an iterable of blocks."""
         raise NotImplementedError
 
-    def block_size(self, x: Tensor) -> Size:
-        """Size of a block's input as its op specs count it: (height, width)."""
-        return tuple(x.shape[-2:])
+    def run_stage(self, stage: Any, x: Tensor) -> Tensor:
+        """Run one of `stages`."""
+        return stage(x)
 
     def format_output(self, x: Tensor, index: int, image_size: Size) -> Any:
         """What the backbone returns for stage `index`, given what its last block wrote."""
@@ -102,14 +101,13 @@ class LAUDBackbone(BaseModule):
         """Describe the backbone's work on one image of (height, width): a `NetworkSpec`."""
         return NetworkSpec.chain(self.stem_specs(image_size), [b.shape for b in self.blocks()])
 
-    @contextmanager
-    def as_static(self) -> 'Iterator[LAUDBackbone]':
+    def executing(self, **changes: Any) -> AbstractContextManager['LAUDBackbone']:
+        """Change how this backbone runs, in this thread: fields of `Execution`."""
+        return executing(self, **changes)
+
+    def as_static(self) -> AbstractContextManager['LAUDBackbone']:
         """Run as the `paradigm=None` network with the same weights: no masker, everything on."""
-        previous, self._as_static = self._as_static, True
-        try:
-            yield self
-        finally:
-            self._as_static = previous
+        return self.executing(static=True)
 
     def forward(self, x: Tensor) -> tuple:
         """Compute the feature maps.
@@ -121,24 +119,20 @@ class LAUDBackbone(BaseModule):
             tuple[Tensor]: One output per stage in `out_indices`: an (N, C, H', W') map
             unless `format_output` says otherwise.
         """
-        masked = self.training if self.execution == 'auto' else self.execution == 'masked'
-        if self.training and not masked:
-            raise RuntimeError("execution='skipping' runs in evaluation only, got a backbone in "
-                               "training mode: call eval(), or use 'auto' or 'masked'")
-        # The dense executor is for inference.
-        plan = None if self.execution != 'auto' or torch.is_grad_enabled() else self.plan
+        # Plans are for inference: dense programs with masks record no gradients of these.
+        plan = None if torch.is_grad_enabled() else self.plan
+        execution = current_execution(self, Execution(self.execution, plan))
+        masked = execution.is_masked(self.training)
         image_size = tuple(x.shape[-2:])
         record = ActivationRecord(len(x), self.stem_specs(image_size), x.device)
         self.record = None  # frees the last pass's maskers' graph
-        x = self.run_stem(x, folded=not masked)
         outputs = []
-        for index, stage in enumerate(self.stages()):
-            for block in stage:
-                in_size = self.block_size(x)
-                x, decision = block(x, masked, self._as_static, self.override, plan)
-                record.add(block.shape, in_size, decision)
-            if index in self.out_indices:
-                outputs.append(self.format_output(x, index, image_size))
+        with forward_pass(ForwardPass(execution, masked, record)):
+            x = self.run_stem(x, not masked, execution.clock)
+            for index, stage in enumerate(self.stages()):
+                x = self.run_stage(stage, x)
+                if index in self.out_indices:
+                    outputs.append(self.format_output(x, index, image_size))
         self.record = record
         return tuple(outputs)
 

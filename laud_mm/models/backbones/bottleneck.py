@@ -1,12 +1,15 @@
 """What LAUD backbones of bottleneck blocks share: the block, the stem, the initialisation."""
+import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import constant_init
 from torch import nn
 
-from laud_mm.models.dynamic import (BlockMasker, Decision, FoldCache, FoldedBottleneck,
-                                    SqueezeExcitation, fold_conv_norm, load_plan, run_dense,
-                                    run_masked, run_skipping)
+from laud_mm.latency.plans import load_plan
+from laud_mm.models.dynamic import (BlockMasker, BottleneckRun, Decision, FoldCache,
+                                    FoldedBottleneck, SqueezeExcitation, StemRun, fold_conv_norm,
+                                    run_masked, run_steps)
+from laud_mm.specs import dense_steps
 
 from .base import LAUDBackbone
 from .block import DynamicBlock
@@ -23,22 +26,15 @@ class DynamicBottleneck(DynamicBlock):
         conv_cfg (dict, optional): Config of the convolutions.
         norm_cfg (dict): Config of the batch norms.
         with_cp (bool): Recompute activations in the backward pass.
-        mask_before_norm (bool): Channel masks act before the norms.
         noise (bool): Whether the masker samples in training.
         se_pool (str): Positions that squeeze-and-excitation takes its means
             over: 'computed', or 'dense' for all, in the masked executor only.
-
-    Raises:
-        ValueError: For `mask_before_norm` with groups or excitation.
     """
 
-    def __init__(self, shape, conv_cfg=None, norm_cfg=None, with_cp=False,
-                 mask_before_norm=False, noise=True, se_pool='computed', init_cfg=None):
+    def __init__(self, shape, conv_cfg=None, norm_cfg=None, with_cp=False, noise=True,
+                 se_pool='computed', init_cfg=None):
         super().__init__(shape, with_cp, init_cfg)
-        if mask_before_norm and (shape.groups > 1 or shape.se_channels):
-            raise ValueError('mask_before_norm must be False for blocks with grouped convolutions '
-                             f'or squeeze-and-excitation, got True for {shape.name}')
-        self.mask_before_norm, self.se_pool = mask_before_norm, se_pool
+        self.se_pool = se_pool
 
         def layer(cin, cout, kernel, **kwargs):
             return (build_conv_layer(conv_cfg, cin, cout, kernel, bias=False, **kwargs),
@@ -54,7 +50,7 @@ class DynamicBottleneck(DynamicBlock):
             stride=shape.stride)) if shape.downsample else None
         self.name_modules(layers, shortcut, SqueezeExcitation(shape.width, shape.se_channels)
                           if shape.se_channels else None)
-        self.masker = BlockMasker(shape, noise) if shape.paradigm else None
+        self.masker = BlockMasker(shape, noise) if shape.paradigms else None
         self._fold = FoldCache()
 
     def name_modules(self, layers, shortcut, excitation):
@@ -73,17 +69,21 @@ class DynamicBottleneck(DynamicBlock):
         """The `SqueezeExcitation` between the second norm and the third convolution, or None."""
         raise NotImplementedError
 
-    def _forward(self, x, masked, as_static, override, plan):
-        decision = Decision() if as_static or self.masker is None else self.masker(x)
-        if override is not None and not decision.is_static:
-            decision = override(self.shape.name, decision)
-        if masked:
-            run = run_masked
-        elif plan is None or decision.is_static or plan.skips(self, x, decision):
-            run = run_skipping
-        else:
-            run = run_dense
-        return run(self, x, decision), decision
+    def decide(self, x):
+        return (self.masker(x),)
+
+    def run_masked(self, x, decision):
+        return run_masked(self, x, decision)
+
+    def start(self, x, static):
+        if self.se_pool == 'dense' and self.shape.spatial_skipping and not static:
+            raise RuntimeError("se_pool='dense' reads positions that spatial skipping does not "
+                               "compute: use execution='masked'")
+        return BottleneckRun(self, x.contiguous(memory_format=torch.channels_last),
+                             self.folded())
+
+    def static_decision(self):
+        return Decision()
 
     def folded(self):
         """The block's weights with the norms folded in: a `FoldedBottleneck`."""
@@ -130,15 +130,18 @@ class BottleneckBackbone(LAUDBackbone):
         self.plan = None if plan is None else load_plan(plan)
         self._stem_fold = FoldCache()
 
-    def run_stem(self, x, folded):
+    def run_stem(self, x, folded, clock=None):
         conv, norm = self.stem_modules()
-        if folded:
-            stem = self._stem_fold.get([conv, norm],
-                                       lambda dtype: fold_conv_norm(conv, norm, dtype))
-            x = F.conv2d(x, stem.weight, stem.bias, conv.stride, conv.padding)
-        else:
-            x = norm(conv(x))
-        return F.relu_(x)
+        if not folded:
+            return self.pool_stem(F.relu_(norm(conv(x))))
+        stem = self._stem_fold.get([conv, norm], lambda dtype: fold_conv_norm(conv, norm, dtype))
+        run = StemRun(x, stem)
+        run_steps(run, dense_steps(self.stem_specs(tuple(x.shape[-2:]))), clock)
+        return run.y
+
+    def pool_stem(self, x):
+        """What follows the stem's ReLU."""
+        return x
 
     def init_weights(self):
         if self.is_init:

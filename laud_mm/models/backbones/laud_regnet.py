@@ -9,7 +9,7 @@ from torch import nn
 from laud_mm.models.dynamic import SqueezeExcitation
 from laud_mm.registry import MODELS
 from laud_mm.specs import OpSpec, Size, regnet_shapes, regnet_stem_specs
-from laud_mm.specs.arguments import check_choice
+from laud_mm.specs.arguments import Paradigm, check_choice
 
 from .base import check_conv_cfg, check_norm_cfg
 from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, masker_settings
@@ -54,8 +54,8 @@ class LAUDRegNet(BottleneckBackbone):
         norm_eval (bool): Keep batch norm statistics fixed in training.
         with_cp (bool): Recompute block activations in the backward pass.
         zero_init_residual (bool): Start the last norm of each block at zero.
-        paradigm (str | None | Sequence): 'layer', 'channel', 'spatial', 'both'
-            (spatial and channel) or None (static), for all stages or one per stage.
+        paradigm (str | None | Collection): What is skipped: 'layer', 'spatial', 'channel', a
+            tuple or set of several, or None (static); a list: what each stage skips.
         spatial_granularity (int | Sequence[int]): S, side of a patch in output positions.
         channel_granularity (int | Sequence[int]): G, channels per group of the masker.
         masker (dict, optional): `channel` ('mlp', 'linear' or 'conv_linear'),
@@ -83,7 +83,7 @@ class LAUDRegNet(BottleneckBackbone):
                  out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1,
                  conv_cfg: dict | None = None, norm_cfg: dict = dict(type='BN', requires_grad=True),
                  norm_eval: bool = False, with_cp: bool = False, zero_init_residual: bool = True,
-                 paradigm: str | Sequence[str | None] | None = 'layer',
+                 paradigm: Paradigm = 'layer',
                  spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
                  channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
                  masker: dict | None = None, se_pool: str = 'computed', execution: str = 'auto',

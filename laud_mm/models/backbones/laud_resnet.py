@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from laud_mm.models.dynamic import SqueezeExcitation
 from laud_mm.registry import MODELS
 from laud_mm.specs import OpSpec, Size, resnet_shapes, resnet_stem_specs
+from laud_mm.specs.arguments import Paradigm
 
 from .base import check_conv_cfg, check_norm_cfg
 from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, masker_settings
@@ -55,8 +56,8 @@ class LAUDResNet(BottleneckBackbone):
         norm_eval (bool): Keep batch norm statistics fixed in training.
         with_cp (bool): Recompute block activations in the backward pass.
         zero_init_residual (bool): Start the last norm of each block at zero.
-        paradigm (str | None | Sequence): 'layer', 'channel', 'spatial', 'both'
-            (spatial and channel) or None (static), for all stages or one per stage.
+        paradigm (str | None | Collection): What is skipped: 'layer', 'spatial', 'channel', a
+            tuple or set of several, or None (static); a list: what each stage skips.
         spatial_granularity (int | Sequence[int]): S, side of a patch in output positions.
         channel_granularity (int | Sequence[int]): G, channels per group.
         masker (dict, optional): `channel` ('mlp', 'linear' or 'conv_linear'),
@@ -86,7 +87,7 @@ class LAUDResNet(BottleneckBackbone):
                  frozen_stages: int = -1, conv_cfg: dict | None = None,
                  norm_cfg: dict = dict(type='BN', requires_grad=True), norm_eval: bool = False,
                  with_cp: bool = False, zero_init_residual: bool = True,
-                 paradigm: str | Sequence[str | None] | None = 'layer',
+                 paradigm: Paradigm = 'layer',
                  spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
                  channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
                  masker: dict | None = None, mask_before_norm: bool = False,
@@ -96,7 +97,8 @@ class LAUDResNet(BottleneckBackbone):
         stem_channels = stem_channels or base_channels
         shapes = resnet_shapes(
             depth, base_channels, stem_channels, num_stages, strides, dilations, style, paradigm,
-            spatial_granularity, channel_granularity, masker['channel'], masker['reduction'])
+            spatial_granularity, channel_granularity, masker['channel'], masker['reduction'],
+            mask_before_norm)
         super().__init__(out_indices, num_stages, frozen_stages, norm_eval, execution,
                          zero_init_residual, init_cfg, plan)
         self.depth, self.in_channels, self.stem_channels = depth, in_channels, stem_channels
@@ -108,12 +110,11 @@ class LAUDResNet(BottleneckBackbone):
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, stage_shapes in enumerate(shapes):
             self.add_module(f'layer{stage + 1}', Sequential(*make_blocks(
-                LAUDBottleneck, stage_shapes, conv_cfg, norm_cfg, with_cp, mask_before_norm,
-                masker['noise'])))
+                LAUDBottleneck, stage_shapes, conv_cfg, norm_cfg, with_cp, masker['noise'])))
         self._freeze()
 
-    def run_stem(self, x: Tensor, folded: bool) -> Tensor:
-        return self.maxpool(super().run_stem(x, folded))
+    def pool_stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(x)
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return resnet_stem_specs(image_size, self.in_channels, self.stem_channels)

@@ -10,12 +10,12 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from laud_mm.checkpoints.transformer import adapt_mmpretrain
-from laud_mm.models.dynamic import TransformerDecision
-from laud_mm.models.dynamic.transformer import TransformerMasker, run_masked, run_skipping
+from laud_mm.models.dynamic import TransformerDecision, run_steps
+from laud_mm.models.dynamic.transformer import TokensRun, TransformerMasker, TransformerRun, run_masked
 from laud_mm.registry import MODELS
 from laud_mm.specs import (NetworkSpec, OpSpec, Size, patch_grid, t2t_stem_specs, t2t_vit_shapes,
                            t2t_vit_spec)
-from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
+from laud_mm.specs.arguments import Paradigm, check_choice, check_fraction, check_positive_int
 
 from .base import LAUDBackbone
 from .block import DynamicBlock
@@ -48,16 +48,22 @@ class TransformerBlock(DynamicBlock):
         self.drop_path = DropPath(drop_path_rate)
         self.masker = TransformerMasker(shape, noise) if shape.paradigms else None
 
-    def _forward(self, x, masked, as_static, override, plan):
-        normed, decision = None, TransformerDecision()
-        if self.masker is not None and not as_static:
-            # Tokens are decided from norm1, which then need not run again.
-            normed = self.norm1(x) if 'token' in self.shape.paradigms else None
-            decision = self.masker(x, normed)
-        if override is not None and not decision.is_static:
-            decision = override(self.shape.name, decision)
-        run = run_masked if masked else run_skipping
-        return run(self, x, normed, decision), decision
+    def decide(self, x):
+        # Tokens are decided from norm1, which then need not run again.
+        normed = self.norm1(x) if 'token' in self.shape.paradigms else None
+        return self.masker(x, normed), normed
+
+    def run_masked(self, x, decision, normed=None):
+        return run_masked(self, x, normed, decision)
+
+    def start(self, x, static):
+        return TransformerRun(self, x)
+
+    def static_decision(self):
+        return TransformerDecision()
+
+    def in_size(self, x):
+        return (x.shape[1], 1)
 
 
 @MODELS.register_module()
@@ -90,8 +96,8 @@ class LAUDT2TViT(LAUDBackbone):
         attn_drop_rate (float): Dropout of the attention weights.
         drop_path_rate (float): Stochastic depth of the last block; rises from 0 linearly.
         with_cp (bool): Recompute block activations in the backward pass.
-        paradigm (str | None | Sequence[str]): 'token', 'head', 'layer', several of them,
-            or None (static).
+        paradigm (str | None | Collection): What is skipped: 'token', 'head', 'layer', a tuple
+            or set of several, or None (static); a list: what each block skips.
         noise (bool): Gumbel noise in training.
         execution (str): 'auto', 'masked' or 'skipping', see `LAUDBackbone`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
@@ -112,7 +118,7 @@ class LAUDT2TViT(LAUDBackbone):
                  out_indices: int | Sequence[int] = -1, out_type: str = 'cls_token',
                  frozen_stages: int = -1, qkv_bias: bool = False, drop_rate: float = 0.,
                  attn_drop_rate: float = 0., drop_path_rate: float = 0., with_cp: bool = False,
-                 paradigm: str | Sequence[str | None] | None = 'layer', noise: bool = True,
+                 paradigm: Paradigm = 'layer', noise: bool = True,
                  execution: str = 'auto', init_cfg: dict | list[dict] | None = None):
         shapes = t2t_vit_shapes(arch, paradigm)
         depth, dims = len(shapes), shapes[0].embed_dims
@@ -147,7 +153,13 @@ class LAUDT2TViT(LAUDBackbone):
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
         self._freeze()
 
-    def run_stem(self, x: Tensor, folded: bool) -> Tensor:
+    def run_stem(self, x: Tensor, folded: bool, clock: Any = None) -> Tensor:
+        run = TokensRun(self, x)
+        run_steps(run, self.op_specs(tuple(x.shape[-2:])).outside_steps[:1], clock)
+        return run.out
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) to tokens with their positions, the class token first."""
         grid = patch_grid(x.shape[-2:])
         x = self.tokens_to_token(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
@@ -168,8 +180,8 @@ class LAUDT2TViT(LAUDBackbone):
     def stages(self) -> list:
         return [self.encoder[i:i + 1] for i in range(self.num_stages)]
 
-    def block_size(self, x: Tensor) -> Size:
-        return (x.shape[1], 1)
+    def run_stage(self, stage: Any, x: Tensor) -> Tensor:
+        return stage[0](x)
 
     def format_output(self, x: Tensor, index: int, image_size: Size) -> Any:
         if index == self.num_stages - 1:

@@ -1,16 +1,16 @@
 """Control what a backbone decides: replay recorded decisions, or force rates."""
 import math
-from contextlib import contextmanager
 from zlib import crc32
 
 import torch
 
 from laud_mm.specs.arguments import check_fraction
 
+from .execution import executing
 
-@contextmanager
+
 def override_decisions(backbone, override):
-    """Let a function change what the maskers decide.
+    """Let a function change what the maskers decide, in this thread.
 
     The maskers still run, so that timings include them.
 
@@ -18,11 +18,7 @@ def override_decisions(backbone, override):
         backbone (LAUDBackbone): The backbone.
         override (Callable): `override(block_name, decision) -> Decision`.
     """
-    previous, backbone.override = backbone.override, override
-    try:
-        yield backbone
-    finally:
-        backbone.override = previous
+    return executing(backbone, override=override)
 
 
 def replay(backbone, decisions):

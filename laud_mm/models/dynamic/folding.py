@@ -1,7 +1,8 @@
 """Folding: batch norms become part of the convolutions in evaluation (method, section 4)."""
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional
 
 import torch
 from torch import Tensor
@@ -64,16 +65,15 @@ class FoldedBottleneck:
     conv1: FoldedConv
     conv2: FoldedConv
     conv3: FoldedConv
-    shortcut: Optional[FoldedConv] = None
-    excitation: Optional[Excitation] = None
+    shortcut: FoldedConv | None = None
+    excitation: Excitation | None = None
     ones_channel: bool = False
-    spread: Optional[Tensor] = None
-    kept: Optional[Tensor] = None
+    spread: Tensor | None = None
+    kept: Tensor | None = None
 
-    @property
-    def groups(self):
-        """Groups of conv2."""
-        return self.conv2.groups
+    def named(self, part):
+        """The convolution of a part: 'conv1', 'conv2', 'conv3' or 'downsample'."""
+        return self.shortcut if part == 'downsample' else getattr(self, part)
 
     @property
     def width(self):

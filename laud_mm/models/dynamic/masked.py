@@ -27,7 +27,7 @@ def run_masked(block, x, decision):
             return F.relu(norm(y))
         mask = decision.channels.repeat_interleave(shape.channel_granularity, 1)
         mask = mask.to(y.dtype)[:, :, None, None]
-        if block.mask_before_norm:
+        if shape.mask_before_norm:
             return F.relu(norm(y * mask))
         return F.relu(norm(y)) * mask
 

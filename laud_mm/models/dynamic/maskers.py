@@ -7,6 +7,7 @@ from torch import nn
 
 from laud_mm import ops
 from laud_mm.specs import CHANNEL_MASKERS, BottleneckShape
+from laud_mm.specs.bottleneck import MASKS
 from laud_mm.specs.arguments import check_choice
 
 from .decision import Decision
@@ -88,7 +89,7 @@ class Masker(nn.Module):
         raise NotImplementedError
 
     def forward(self, x):
-        # In the masker's own precision: decisions should not hang on autocast's.
+        # In the masker's own precision: decisions should not depend on autocast.
         with torch.autocast(x.device.type, enabled=False):
             return self.sample(x) if self.training else self.decide(x)
 
@@ -144,10 +145,13 @@ class SpatialMasker(_TwoLogitMasker):
         pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
         return F.conv2d(pooled.to(weight.dtype), weight, bias)
 
+    def difference(self):
+        """Weight (C,) and bias (1,) of logit_on - logit_off, all that counts in evaluation."""
+        return self._fold.get([self.conv], lambda dtype: _difference(self.conv))
+
     def decide(self, x):
-        weight, bias = self._fold.get([self.conv], lambda dtype: _difference(self.conv))
         x = x.contiguous(memory_format=torch.channels_last)
-        return ops.patch_mask(x, weight, bias, self.window or max(x.shape[-2:]))
+        return ops.patch_mask(x, *self.difference(), self.window or max(x.shape[-2:]))
 
 
 class ChannelMasker(_TwoLogitMasker):
@@ -225,24 +229,32 @@ class BlockMasker(MaskerSet):
     """All maskers of a bottleneck block: makes its `Decision`.
 
     Args:
-        shape (BottleneckShape): Geometry and paradigm of the block.
+        shape (BottleneckShape): Geometry and paradigms of the block.
         noise (bool): See `gumbel_decide`.
     """
 
     def __init__(self, shape: BottleneckShape, noise=True):
         super().__init__()
-        self.layer_skipping = shape.layer_skipping
-        if shape.spatial_skipping or shape.layer_skipping:
-            window = None if shape.layer_skipping else shape.spatial_granularity * shape.stride
-            self.spatial = SpatialMasker(shape.in_channels, window, noise)
+        if shape.layer_skipping:
+            self.layer = SpatialMasker(shape.in_channels, None, noise)
+        if shape.spatial_skipping:
+            self.spatial = SpatialMasker(shape.in_channels,
+                                         shape.spatial_granularity * shape.stride, noise)
         if shape.channel_skipping:
             self.channel = ChannelMasker(shape.in_channels, shape.channel_groups,
                                          shape.masker_hidden, shape.channel_masker, noise)
 
     def forward(self, x):
         """Decide from the block's input (N, C, H, W)."""
-        grid = self.spatial(x) if hasattr(self, 'spatial') else None
-        return Decision(
-            layer=grid.flatten(1) if self.layer_skipping else None,
-            patches=None if self.layer_skipping else grid,
-            channels=self.channel(x) if hasattr(self, 'channel') else None)
+        masks = {MASKS[name]: masker(x) for name, masker in self.named_children()}
+        if 'layer' in masks:
+            masks['layer'] = masks['layer'].flatten(1)
+        return Decision(**masks)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # Before version 0.2 the masker of a layer-skipping block was called `spatial` too.
+        if hasattr(self, 'layer') and not hasattr(self, 'spatial'):
+            for key in [k for k in state_dict if k.startswith(f'{prefix}spatial.')]:
+                state_dict[f'{prefix}layer.{key.removeprefix(f"{prefix}spatial.")}'] = \
+                    state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -75,12 +75,15 @@ class TransformerMasker(MaskerSet):
             normed (Tensor, optional): (N, T, C), norm1 of `x`: its patch tokens
                 decide about themselves; needed for token skipping.
         """
-        masks, class_token = {}, x[:, 0]
+        masks = {}
         if hasattr(self, 'token'):
             masks['tokens'] = self.token(normed[:, 1:])[..., 0]
-        for name, masker in self.named_children():
+        for name, _ in self.named_children():
             if name != 'token':
-                units = dict(head='head', layer='branch')[name]
-                kind = 'heads' if name == 'head' else 'branches'
-                masks[f'{units}_logits'], masks[kind] = masker.with_logits(class_token)
+                masks.update(self.by_class_token(name, x))
         return TransformerDecision(**masks)
+
+    def by_class_token(self, name, x):
+        """What the 'head' or 'layer' masker decides from x (N, T, C): logits and mask."""
+        logits, mask = dict(head=('head_logits', 'heads'), layer=('branch_logits', 'branches'))[name]
+        return dict(zip((logits, mask), getattr(self, name).with_logits(x[:, 0])))

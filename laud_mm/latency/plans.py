@@ -1,70 +1,40 @@
-"""Plan: up to which rate skipping a block pays, on the device at hand.
+"""Plan: which program of a block is the fastest, on the device at hand.
 
-Wherever more than that is on, `execution='auto'` computes the block densely. A plan is
-data: a file of `tools/latency.py plan`, or a calibration's predictions.
+A plan knows on which route skipping a block is fastest, and up to which share of active units
+that pays; wherever more is on, `execution='auto'` computes the block densely. A plan is data: a
+file of `tools/latency.py plan`, or a calibration's predictions.
 """
 import json
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Any
 
-import torch
-
-from laud_mm.latency.calibrated import FORMAT as CALIBRATION
-from laud_mm.latency.calibrated import CalibratedPredictor, check_stamp
-from laud_mm.latency.output import write_json
-from laud_mm.specs import BlockSpec, BottleneckShape, NetworkSpec
+from laud_mm.specs import BlockSpec, BottleneckShape, Case, Program
 from laud_mm.specs.arguments import check_fraction
+from laud_mm.specs.bottleneck_program import BottleneckRoute
 
-FORMAT, VERSION = 'laud_mm plan', 1
-DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
+from .calibrated import FORMAT as CALIBRATION
+from .calibrated import CalibratedPredictor, check_stamp
+from .output import write_json
 
-
-@dataclass(frozen=True)
-class BlockCase:
-    """What the latency of a block depends on besides its decision; equal blocks are one case.
-
-    Attributes:
-        shape (BottleneckShape): Geometry and paradigm, without name and stage.
-        in_size (tuple[int, int]): Height and width of the block's input.
-        batch (int): Images.
-        mask_before_norm (bool): As of the block.
-    """
-    shape: BottleneckShape
-    in_size: Tuple[int, int]
-    batch: int
-    mask_before_norm: bool = False
-
-    @classmethod
-    def of(cls, block, x):
-        """The case of a block (DynamicBottleneck) on an input (N, C, H, W)."""
-        return cls(_nameless(block.shape), tuple(x.shape[-2:]), len(x), block.mask_before_norm)
-
-    @classmethod
-    def from_dict(cls, values):
-        """The reverse of `dataclasses.asdict`."""
-        return cls(**dict(values, shape=BottleneckShape(**values['shape']),
-                          in_size=tuple(values['in_size'])))
-
-
-@lru_cache(maxsize=4096)
-def _nameless(shape):
-    return replace(shape, name='', stage=0)
+FORMAT, VERSION = 'laud_mm plan', 2
+PRECISIONS = dict(fp32='float32', fp16='float16', bf16='bfloat16')
 
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """Latencies of one case, maskers left out: both executors decide alike.
+    """Latencies of one case, maskers included.
 
     Attributes:
-        dense_ms (float): Of the dense executor.
+        dense_ms (float): Of the dense program, masks applied.
         rates (tuple[float, ...]): Shares of active units, ascending, see `active_share`.
-        skipping_ms (tuple[float, ...]): Of the skipping executor at each of them.
+        skipping_ms (tuple[float, ...]): On the fastest skipping route at each of them.
+        route (BottleneckRoute | None): That route; None: the default one.
     """
     dense_ms: float
-    rates: Tuple[float, ...]
-    skipping_ms: Tuple[float, ...]
+    rates: tuple[float, ...]
+    skipping_ms: tuple[float, ...]
+    route: BottleneckRoute | None = None
 
     def __post_init__(self):
         if not self.rates or len(self.rates) != len(self.skipping_ms) \
@@ -90,33 +60,47 @@ class BlockTimes:
 
 
 class ExecutionPlan:
-    """Base: chooses between the skipping and the dense executor, block by block.
+    """Base: chooses between the programs of a block.
 
     Attributes:
         expected_rate (float): The share of units on that a GPU's choice rests on.
     """
     expected_rate: float = 0.5
 
-    def break_even(self, case) -> Optional[float]:
-        """The share of active units up to which skipping pays; None: not known."""
+    def times(self, case: Case) -> BlockTimes | None:
+        """What is known about a case; None: nothing."""
         raise NotImplementedError
 
-    def skips(self, block, x, decision):
+    def fits(self, x: Any) -> bool:
+        """Whether the plan is about tensors like x."""
+        raise NotImplementedError
+
+    def route(self, case: Case) -> Any:
+        """The fastest route that skips; None: the default one."""
+        times = self.times(case)
+        return times and times.route
+
+    def skips(self, case: Case, decision: Any, x: Any) -> bool:
         """Whether skipping is the faster way to run a block. Does not synchronise.
 
         On a CPU the share that is really on decides, on a GPU the expected one. A block
         that the plan does not know skips.
         """
-        limit = self.break_even(BlockCase.of(block, x)) if self.fits(x) else None
-        if limit is None:
+        times = self.times(case) if self.fits(x) else None
+        if times is None:
             return True
         if x.is_cuda:
-            return self.expected_rate ** len(decision.masks()) <= limit
-        return active_share(decision) <= limit
+            return self.expected_rate ** len(decision.masks()) <= times.break_even
+        return active_share(decision) <= times.break_even
 
-    def fits(self, x):
-        """Whether the plan is about tensors like x."""
-        raise NotImplementedError
+    def after_decision(self, case: Case, program: Program, decision: Any, x: Any) -> Program:
+        """The program that goes on, now that it is known what is on."""
+        if not case.shape.paradigms or self.skips(case, decision, x):
+            return program
+        masks = decision.masks()
+        if not x.is_cuda:  # to look would synchronise there
+            masks = {name: mask for name, mask in masks.items() if not mask.all()}
+        return case.shape.program(case, case.shape.dense_route(tuple(masks)))
 
 
 @dataclass(frozen=True)
@@ -125,21 +109,20 @@ class MeasuredPlan(ExecutionPlan):
 
     Attributes:
         stamp (dict): Where it was measured, see `device_stamp`.
-        precision (str): A key of `DTYPES`.
-        blocks (dict[BlockCase, BlockTimes]): What was measured.
+        precision (str): A key of `PRECISIONS`.
+        blocks (dict[Case, BlockTimes]): What was measured, by `plan_case`.
         expected_rate (float): See `ExecutionPlan`.
     """
     stamp: dict
     precision: str
-    blocks: Dict[BlockCase, BlockTimes]
+    blocks: dict[Case, BlockTimes]
     expected_rate: float = 0.5
 
-    def break_even(self, case):
-        times = self.blocks.get(case)
-        return times and times.break_even
+    def times(self, case):
+        return self.blocks.get(plan_case(case))
 
     def fits(self, x):
-        return x.dtype == DTYPES[self.precision] and x.device.type == self.stamp['device']
+        return _is_of(x, self.precision, self.stamp)
 
     def save(self, path):
         """Write the plan, complete or not at all."""
@@ -167,19 +150,22 @@ class MeasuredPlan(ExecutionPlan):
                              f'{content.get("format")!r} version {content.get("version")!r}: '
                              'plan again')
         try:
-            blocks = {BlockCase.from_dict(block['case']): BlockTimes(
-                block['dense_ms'], tuple(block['rates']), tuple(block['skipping_ms']))
+            blocks = {_read_case(block['case']): BlockTimes(
+                block['dense_ms'], tuple(block['rates']), tuple(block['skipping_ms']),
+                block['route'] and BottleneckRoute(**dict(
+                    block['route'], masks=tuple(block['route']['masks']))))
                 for block in content['blocks']}
             plan = cls(content['stamp'], content['precision'], blocks,
                        check_fraction('expected_rate', content['expected_rate']))
             machine = {key: plan.stamp[key] for key in ('torch', 'name', 'device', 'threads')}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f'{path} must be a complete plan, plan again: {error!r}') from error
-        if plan.precision not in DTYPES:
-            raise ValueError(f'{path} must have a precision among {", ".join(DTYPES)}, '
+        if plan.precision not in PRECISIONS:
+            raise ValueError(f'{path} must have a precision among {", ".join(PRECISIONS)}, '
                              f'got {plan.precision!r}')
         if not any_machine:
             check_stamp(path, machine, made='planned', again='plan again')
+            import torch  # plans are read where nets run
             here = torch.get_num_threads()
             if machine['device'] == 'cpu' and machine['threads'] != here:
                 raise ValueError(f'{path} was planned with {machine["threads"]} threads, here '
@@ -200,26 +186,42 @@ class CalibratedPlan(ExecutionPlan):
         self.predictor, self.expected_rate = predictor, expected_rate
         self._known = {}
 
-    def break_even(self, case):
+    def times(self, case):
+        case = plan_case(case)
         if case not in self._known:
-            network = NetworkSpec((), (BlockSpec.of(case.shape, case.in_size),))
+            block = BlockSpec.of(case.shape, case.in_size)
+            # A block whose masks are all on is computed like the static one after its maskers.
+            dense = case.shape.dense_route(case.shape.masks)
+            skipping = [route for route in case.shape.routes(case) if route != dense]
 
-            def latency_ms(rate):
-                report = self.predictor.predict(network, [rate], case.batch)
-                return report.blocks[0].latency_ms
-            # A block that is always on is dense, and decides all the same.
-            masks = 2 if case.shape.paradigm == 'both' else 1
-            times = BlockTimes(latency_ms(None), tuple(rate**masks for rate in self.RATES),
-                               tuple(map(latency_ms, self.RATES)))
-            self._known[case] = times.break_even
+            def latency_ms(route, rate):
+                return self.predictor.route_ms(block, case.batch, route,
+                                               block.expected_rates(rate))
+            fastest = min(skipping, key=lambda route: latency_ms(route, self.expected_rate))
+            self._known[case] = BlockTimes(
+                latency_ms(dense, 1.0), tuple(rate**len(case.shape.masks) for rate in self.RATES),
+                tuple(latency_ms(fastest, rate) for rate in self.RATES), fastest)
         return self._known[case]
 
     def fits(self, x):
-        return (x.dtype == DTYPES[self.predictor.precision]
-                and x.device.type == self.predictor.stamp['device'])
+        return _is_of(x, self.predictor.precision, self.predictor.stamp)
 
 
-def load_plan(path, any_machine=False):
+def plan_case(case: Case) -> Case:
+    """What a plan tells cases apart by: shape, size and batch."""
+    return Case(case.shape, case.in_size, case.batch, case.device)
+
+
+def _read_case(values):
+    return Case(**dict(values, shape=BottleneckShape(**values['shape']),
+                       in_size=tuple(values['in_size'])))
+
+
+def _is_of(x, precision, stamp):
+    return str(x.dtype) == f'torch.{PRECISIONS[precision]}' and x.device.type == stamp['device']
+
+
+def load_plan(path: str | Path, any_machine: bool = False) -> ExecutionPlan:
     """Load a plan from a plan file or a calibration file.
 
     Raises:

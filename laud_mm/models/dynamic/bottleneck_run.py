@@ -1,0 +1,336 @@
+"""How the steps of a bottleneck block run (method, section 4).
+
+All kinds of skipping are one: a block computes listed patches (a sample that layer skipping
+keeps is a patch as large as the map), on each sample's own channels.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from laud_mm import ops
+
+from .decision import Decision, expand_patches
+from .run_table import runs
+from .slicing import slice_channels
+
+
+class BottleneckRun:
+    """What the steps of a bottleneck block read and write.
+
+    Attributes:
+        block (DynamicBottleneck): The block.
+        weights (FoldedBottleneck): Of the whole block, or sliced for this part.
+        x, identity, out (Tensor): Input, shortcut and output map, channels-last.
+        y (Tensor): What the next convolution reads, a map.
+        rows (Tensor): (patches, S * S, C), what the next one reads, patch by patch.
+        index, count (Tensor): Listed patches, see `ops.active_patches`.
+        positions (tuple): Listed positions of conv1, or None and None.
+        channels (dict): Arguments of operations that pick channels.
+        masks (dict[str, Tensor]): What the maskers decided.
+        decision (Decision): After the override.
+        samples (Tensor | None): Samples of this part in the batch; None: all.
+        mask (Tensor | None): Channel mask of this part.
+        parent (BottleneckRun | None): The run that this is a part of.
+    """
+
+    def __init__(self, block, x, weights):
+        self.block, self.shape, self.weights = block, block.shape, weights
+        self.x = self.identity = self.out = x
+        self.y = self.rows = self.index = self.count = self.samples = self.mask = None
+        self.positions, self.channels, self.masks = (None, None), {}, {}
+        self.decision, self.parent = Decision(), None
+
+    def decided(self):
+        """The masks as a decision."""
+        return Decision(**self.masks)
+
+    def patches(self):
+        """(N, Hm, Wm) bool, what is listed: patches, or samples as one patch each."""
+        patches, layer, samples = self.decision.patches, self.decision.layer, self.samples
+        if patches is None:
+            patches = self.x.new_ones(len(self.x), 1, 1, dtype=torch.bool)
+        elif samples is not None:
+            patches = patches[samples]
+        if layer is not None:
+            layer = layer if samples is None else layer[samples]
+            patches = patches.bool() & layer.bool()[:, :, None]
+        return patches.bool()
+
+    def channel_mask(self):
+        """(N, groups) bool."""
+        mask = self.decision.channels
+        return self.x.new_ones(len(self.x), self.shape.channel_groups, dtype=torch.bool) \
+            if mask is None else mask.bool()
+
+    def parts(self, _):
+        """One run per channel mask that occurs: its samples, its slice of the weights."""
+        for i, mask in enumerate(self.which[0]):
+            part = BottleneckRun(self.block, self.x, self.weights)
+            part.identity, part.out, part.decision = self.identity, self.out, self.decision
+            part.mask, part.parent = mask, self
+            if len(self.which[0]) > 1:
+                part.samples = (self.which[1] == i).nonzero()[:, 0]
+            yield part
+
+    def finish(self, part):
+        """Take over what a part computed."""
+        self.out = part.out if part.samples is None else self.out
+
+    # What steps run by, see `Step.when`.
+
+    @property
+    def taken(self):
+        return self.samples is not None
+
+    @property
+    def sliced(self):
+        return not bool(self.mask.all())
+
+    @property
+    def some_on(self):
+        return self.weights.width > 0
+
+    @property
+    def spread(self):
+        return self.weights.spread is not None
+
+
+class StemRun:
+    """What the steps of a folded stem read and write.
+
+    Attributes:
+        y (Tensor): The map so far.
+        conv (FoldedConv): The stem's convolution.
+    """
+
+    def __init__(self, x, conv):
+        self.x = self.y = x
+        self.weights = self
+        self.conv = conv
+
+    def named(self, part):
+        """The convolution, whatever the stem calls it."""
+        return self.conv
+
+
+# Deciding, and listing what was decided.
+
+@runs('layer_masker')
+def _decide_layer(run, step):
+    run.masks['layer'] = run.block.masker.layer(run.x).flatten(1)
+
+
+@runs('spatial_masker')
+def _decide_patches(run, step):
+    run.masks['patches'] = run.block.masker.spatial(run.x)
+
+
+@runs('channel_masker')
+def _decide_channels(run, step):
+    run.masks['channels'] = run.block.masker.channel(run.x)
+
+
+@runs('masker_conv1x1')
+def _decide_with_conv1(run, step):
+    masker = run.block.masker.layer if run.shape.layer_skipping else run.block.masker.spatial
+    conv = run.weights.conv1
+    run.y, mask = ops.masker_conv1x1(run.x, conv.weight, conv.bias, *masker.difference(),
+                                     step.window or max(run.x.shape[-2:]), conv.packed)
+    run.masks.update(dict(layer=mask.flatten(1)) if run.shape.layer_skipping
+                     else dict(patches=mask))
+
+
+@runs('list_patches')
+def _list_patches(run, step):
+    run.index, run.count = ops.active_patches(run.patches())
+
+
+@runs('list_channels')
+def _list_channels(run, step):
+    index, count = ops.compact(run.channel_mask())
+    run.channels = dict(channel_index=index, channel_count=count,
+                        group_size=run.shape.channel_granularity)
+
+
+@runs('halo_positions')
+def _list_positions(run, step):
+    run.positions = ops.halo_positions(run.index, run.count, len(run.x), *step.op.in_size,
+                                       step.patch, step.op.stride, step.op.dilation)
+
+
+@runs('copy_map')
+def _copy_map(run, step):
+    run.out = run.identity.clone()
+
+
+# The operations on what is listed.
+
+@runs('rows1x1', 'picked1x1')
+def _conv1x1_positions(run, step):
+    if step.part == 'downsample':
+        conv = run.weights.shortcut
+        # Where nothing is computed the output is relu(shortcut); the map is ours to write.
+        run.identity = run.out = ops.conv1x1_positions(
+            run.x, None, None, conv.weight, conv.bias, step.op.stride, False, packed=conv.packed)
+        return
+    conv = run.weights.conv1
+    run.y = ops.conv1x1_positions(
+        run.x, *run.positions, conv.weight, conv.bias, step.op.stride, True,
+        packed=conv.sliceable if run.channels else conv.packed, **run.channels)
+    if run.weights.ones_channel:
+        run.y = torch.cat([run.y, run.y.new_ones(len(run.y), 1, *run.y.shape[2:])], 1)
+    run.y = run.y.contiguous(memory_format=torch.channels_last)
+
+
+@runs('rows3x3', 'rows3x3_winograd', 'rows3x3_grouped', 'picked3x3')
+def _conv3x3_patches(run, step):
+    conv, winograd = run.weights.conv2, step.kind == 'rows3x3_winograd'
+    packed = conv.packed_winograd if winograd else (
+        conv.sliceable if run.channels else conv.packed)
+    run.rows = ops.conv3x3_patches(
+        run.y, run.index, run.count, conv.weight, conv.bias, step.patch, step.op.stride,
+        step.op.dilation, conv.groups, packed=packed,
+        winograd=winograd and packed is not None, **run.channels)
+
+
+@runs('excite_rows')
+def _excite_rows(run, step):
+    run.rows = ops.excite_patches_(run.rows, run.index, run.count, *step.op.out_size, step.patch,
+                                   *run.weights.excitation.weights)
+
+
+@runs('rows1x1_add', 'picked1x1_add')
+def _conv1x1_add_patches(run, step):
+    rows, conv = run.rows, run.weights.conv3
+    if rows is None:  # no channel is on: the bias is left
+        rows = run.x.new_empty(len(run.index), step.patch_rows, 0)
+    run.out = ops.conv1x1_add_patches_(run.out, run.identity, rows, run.index, run.count,
+                                       conv.weight, conv.bias, step.patch, packed=conv.packed,
+                                       **run.channels)
+
+
+# Weights sliced for every mask that occurs.
+
+@runs('split_masks')
+def _split_masks(run, step):
+    run.which = run.channel_mask().unique(dim=0, return_inverse=True)
+
+
+@runs('take_samples')
+def _take_samples(run, step):
+    name = step.part.removeprefix('take.')
+    maps, samples = getattr(run, name), run.samples
+    if len(samples) == 1:
+        part = maps.narrow(0, int(samples), 1)  # a view: what is written there is there
+    else:
+        part = maps.movedim(1, -1).index_select(0, samples).movedim(-1, 1)
+    setattr(run, name, part)
+
+
+@runs('put_samples')
+def _put_samples(run, step):
+    batch, samples = run.parent.out, run.samples
+    if torch.is_grad_enabled():
+        run.parent.out = batch.index_copy(0, samples, run.out)
+    elif len(samples) > 1:  # else it is a view, and written already
+        batch.index_copy_(0, samples, run.out)
+
+
+@runs('slice_weights')
+def _slice_weights(run, step):
+    on = run.mask.repeat_interleave(run.shape.channel_granularity)
+    run.weights = slice_channels(run.weights, on, run.shape.mask_before_norm)
+    convs = (run.weights.conv1, run.weights.conv2) if run.some_on else ()
+    for conv in (*convs, run.weights.conv3):
+        conv.packed  # noqa: B018 laid out here, where slicing is timed
+
+
+@runs('spread_channels')
+def _spread_channels(run, step):
+    # Channels last, so that the result is too.
+    run.y = run.y.movedim(1, -1).index_select(-1, run.weights.spread).movedim(-1, 1)
+
+
+@runs('keep_channels')
+def _keep_channels(run, step):
+    run.rows = run.rows.index_select(2, run.weights.kept)
+
+
+# The framework's convolutions on whole maps.
+
+@runs('conv7x7', 'conv1x1', 'conv3x3', 'conv3x3_grouped')
+def _conv_dense(run, step):
+    op, part = step.op, step.part
+    conv = run.weights.named(part)
+    source = run.x if part in ('conv1', 'downsample') else run.y  # a stem's x is its y
+    y = F.conv2d(source, conv.weight, conv.bias, op.stride,
+                 op.kernel_size // 2 * op.dilation, op.dilation, op.groups)
+    if part == 'downsample':
+        run.identity = y
+    else:
+        run.y = y
+
+
+@runs('relu')
+def _relu(run, step):
+    if step.part == 'relu':  # of the block's output
+        run.out = F.relu(run.out) if torch.is_grad_enabled() else F.relu_(run.out)
+    else:
+        run.y = F.relu_(run.y)
+
+
+@runs('maxpool')
+def _maxpool(run, step):
+    run.y = F.max_pool2d(run.y, step.op.kernel_size, step.op.stride,
+                                   step.op.kernel_size // 2)
+
+
+@runs('mask_channels')
+def _mask_channels(run, step):
+    """Put into inactive channels of a rectified map what the masks leave there."""
+    on = run.channel_mask().repeat_interleave(run.shape.channel_granularity, 1).to(run.y.dtype)
+    run.y.mul_(on[:, :, None, None])
+    if run.shape.mask_before_norm:  # then they hold relu(norm(0))
+        bias = run.weights.named(step.part.removesuffix('.mask')).bias
+        run.y.add_(((1 - on) * F.relu(bias).to(run.y.dtype))[:, :, None, None])
+
+
+@runs('excite', 'excite_masked')
+def _excite(run, step):
+    if step.kind == 'excite' or run.block.se_pool == 'dense':
+        means = ops.position_means(run.y.contiguous(memory_format=torch.channels_last))
+    else:
+        means = _means(run.y, _positions(run, run.y))
+    run.y = run.y * run.weights.excitation.scales(means).to(run.y.dtype)[:, :, None, None]
+
+
+@runs('add_relu')
+def _add_relu(run, step):
+    y = run.y.contiguous(memory_format=torch.channels_last)  # cuDNN in float64 returns another
+    run.out = F.relu_(y.add_(run.identity.to(y.dtype)))
+
+
+@runs('add_masked_relu')
+def _add_masked_relu(run, step):
+    y, on = run.y.contiguous(memory_format=torch.channels_last), 1
+    if run.decision.patches is not None:
+        on = _positions(run, y)[:, None]
+    if run.decision.layer is not None:
+        on = on * run.decision.layer.to(y.dtype)[:, :, None, None]
+    identity = run.identity.to(y.dtype)
+    run.out = F.relu_(torch.addcmul(identity, y, on.to(y.dtype), out=y))
+
+
+def _positions(run, y):
+    """(N, H, W), 1 at positions of active patches."""
+    return expand_patches(run.decision.patches, y.shape[-2:],
+                          run.shape.spatial_granularity).to(y.dtype)
+
+
+def _means(y, positions):
+    """Means (N, C) of y over positions (N, H, W), 1 where computed; 0 where there are none."""
+    wide = torch.promote_types(y.dtype, torch.float32)
+    share = positions.to(wide) / positions.sum((1, 2), keepdim=True, dtype=wide).clamp(min=1)
+    rows = y.permute(0, 2, 3, 1).flatten(1, 2).to(wide)
+    return torch.bmm(share.flatten(1)[:, None], rows)[:, 0]

@@ -1,0 +1,109 @@
+"""Execution: how the decisions of a forward pass are made, and which programs run.
+
+What somebody asks for in a `with` block holds in that thread (and in what it awaits) only.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+from laud_mm.specs.arguments import check_choice
+
+from .record import ActivationRecord
+
+MODES = ('auto', 'masked', 'skipping')
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a backbone runs.
+
+    Attributes:
+        mode (str): 'masked', 'skipping', or 'auto': masked in training, skipping in
+            evaluation, but dense where the plan says that this is faster.
+        plan (ExecutionPlan | None): Which program of a block is the faster one, for 'auto'.
+        static (bool): No masker, everything on: the `paradigm=None` net of the same weights.
+        override (Callable | None): `(block_name, decision) -> Decision`, changes decisions.
+        clock (StepClock | None): Hears of every step that ran.
+    """
+    mode: str = 'auto'
+    plan: Any = None
+    static: bool = False
+    override: Callable[[str, Any], Any] | None = None
+    clock: Any = None
+
+    def __post_init__(self) -> None:
+        check_choice('execution', self.mode, MODES)
+
+    def is_masked(self, training: bool) -> bool:
+        """Whether a module whose `training` flag is given runs dense × mask.
+
+        Raises:
+            RuntimeError: For 'skipping' in training.
+        """
+        if training and self.mode == 'skipping':
+            raise RuntimeError("execution='skipping' runs in evaluation only, got a backbone in "
+                               "training mode: call eval(), or use 'auto' or 'masked'")
+        return training if self.mode == 'auto' else self.mode == 'masked'
+
+    def decide(self, name: str, decision: Any) -> Any:
+        """The decision of a block after the override."""
+        if self.override is None or decision.is_static:
+            return decision
+        return self.override(name, decision)
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One forward pass of a backbone, as its blocks see it.
+
+    Attributes:
+        execution (Execution): How it runs.
+        masked (bool): Whether the masked executor runs.
+        record (ActivationRecord | None): Notes what blocks decide.
+    """
+    execution: Execution
+    masked: bool
+    record: ActivationRecord | None = None
+
+
+_pass: ContextVar[ForwardPass | None] = ContextVar('laud_mm_pass', default=None)
+_asked: ContextVar[tuple[tuple[Any, dict], ...]] = ContextVar('laud_mm_asked', default=())
+
+
+@contextmanager
+def executing(backbone: Any, **changes: Any) -> Iterator[Any]:
+    """Change how a backbone runs in this thread, see `Execution`."""
+    token = _asked.set((*_asked.get(), (backbone, changes)))
+    try:
+        yield backbone
+    finally:
+        _asked.reset(token)
+
+
+def current_execution(backbone: Any, default: Execution) -> Execution:
+    """How a backbone runs now: its own setting, and what was asked for in this thread."""
+    changes: dict[str, Any] = {}
+    for asked, own in _asked.get():
+        if asked is backbone:
+            changes.update(own)
+    return replace(default, **changes) if changes else default
+
+
+@contextmanager
+def forward_pass(own: ForwardPass) -> Iterator[None]:
+    """Let the blocks that run meanwhile belong to a pass."""
+    token = _pass.set(own)
+    try:
+        yield
+    finally:
+        _pass.reset(token)
+
+
+def current_pass(training: bool) -> ForwardPass:
+    """The pass that a block belongs to; one of its own where no backbone runs it."""
+    own = _pass.get()
+    return own if own is not None else ForwardPass(Execution(), training)

@@ -1,0 +1,54 @@
+"""The executor: runs the program of a block, step by step, by the run table."""
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from laud_mm.specs import Loop
+
+from .execution import Execution
+from .run_table import RUN_TABLE
+
+
+def run_program(block: Any, x: Tensor, execution: Execution) -> tuple[Tensor, Any]:
+    """Decide and compute what a block's program says; nothing that is off is computed.
+
+    Args:
+        block (DynamicBlock): In evaluation.
+        x (Tensor): Its input. It becomes the output, in place, where the block owns it and no
+            gradients are recorded.
+        execution (Execution): How decisions are made, and the plan that picks programs.
+
+    Returns:
+        tuple[Tensor, Masks]: The output and the decision.
+
+    Raises:
+        RuntimeError: If the block cannot skip exactly what it decides on.
+    """
+    static = execution.static or block.masker is None
+    plan = execution.plan if execution.mode == 'auto' else None
+    case, program = block.program(x, static, plan)
+    run, clock = block.start(x, static), execution.clock
+    run_steps(run, program.deciding, clock)
+    if not static:
+        run.decision = execution.decide(block.shape.name, run.decided())
+        if plan is not None:
+            program = plan.after_decision(case, program, run.decision, x)
+    for item in program.computing:
+        if isinstance(item, Loop):
+            for part in run.parts(item.name):
+                run_steps(part, item.steps, clock)
+                run.finish(part)
+        else:
+            run_steps(run, (item,), clock)
+    return run.out, run.decision
+
+
+def run_steps(run: Any, steps: Any, clock: Any = None) -> None:
+    """Run steps by the run table; a clock hears of each."""
+    for step in steps:
+        if not step.when or getattr(run, step.when):
+            RUN_TABLE[step.kind](run, step)
+            if clock is not None:
+                clock.ran(step)

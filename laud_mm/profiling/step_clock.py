@@ -1,0 +1,122 @@
+"""StepClock: times every step of a net where it runs, among the others."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from laud_mm import ops
+from laud_mm.latency.measure import Timer
+from laud_mm.models.dynamic import force_rate, replay
+from laud_mm.models.dynamic.work import exact_work
+from laud_mm.specs import Case, Step, StepCall
+
+
+class StepClock:
+    """Notes when each step of a forward pass ended.
+
+    What runs between steps, such as the choice of a program, counts to the step after it.
+
+    Args:
+        device (str | torch.device): Where the net runs.
+    """
+
+    def __init__(self, device: Any):
+        self._timer = Timer(device)
+        self.kinds: list[str] = []
+        self._marks: list = []
+
+    def start(self) -> None:
+        """Begin a forward pass."""
+        self.kinds, self._marks = [], [self._timer.mark()]
+
+    def ran(self, step: Step) -> None:
+        """Note that a step has run."""
+        self.kinds.append(step.kind)
+        self._marks.append(self._timer.mark())
+
+    def latencies_ms(self) -> list[float]:
+        """Latency of each step of the pass, in order."""
+        return [self._timer.between_ms(a, b) for a, b in zip(self._marks, self._marks[1:])]
+
+
+@dataclass(frozen=True)
+class TimedSteps:
+    """The steps of one net, timed where they run.
+
+    Attributes:
+        calls (list[StepCall]): In order, stem first.
+        latency_ms (list[float]): Of each, the median over the runs.
+        total_ms (float): Of the forward pass, likewise.
+    """
+    calls: list[StepCall]
+    latency_ms: list[float]
+    total_ms: float
+
+
+def net_calls(net: Any, x: torch.Tensor, decisions: dict | None) -> list[StepCall]:
+    """The steps that a net runs on decisions by block name; None: of the static net.
+
+    Raises:
+        KeyError: If a block's decision is missing.
+    """
+    spec = net.op_specs(tuple(x.shape[-2:]))
+    tail = len(spec.tail)  # what follows the last block is not timed
+    calls = spec.outside_calls(len(x))[:-tail or None]
+    for block, own in zip(net.blocks(), spec.blocks):
+        case = Case(own.shape, own.in_size, len(x), x.device.type, ops.has_kernel(x.device),
+                    owns_input=block.owns_input)
+        static = decisions is None or block.masker is None
+        program = own.shape.program(case, own.shape.static_route if static else None)
+        decision = block.static_decision() if decisions is None else decisions[own.name]
+        calls += program.calls(exact_work(case, program.route, decision), own.name)
+    return calls
+
+
+def time_steps(net: Any, x: torch.Tensor, rate: float | dict[str, float], warmup: int = 2,
+               repeats: int = 7) -> tuple[TimedSteps, TimedSteps]:
+    """Time the steps of a net at exact forced rates and of its static net, in turn.
+
+    Args:
+        net (LAUDBackbone): In evaluation.
+        x (Tensor): (N, C, H, W) images.
+        rate (float | dict[str, float]): See `force_rate`.
+        warmup (int): Untimed runs of each.
+        repeats (int): Timed runs of each.
+
+    Returns:
+        tuple[TimedSteps, TimedSteps]: Dynamic and static.
+
+    Raises:
+        RuntimeError: If the net ran other steps than its programs say.
+    """
+    with force_rate(net, rate), net.executing(mode='skipping'):
+        net(x)
+    decisions = net.record.decisions
+    clock, nets = StepClock(x.device), (decisions, None)
+    calls = [net_calls(net, x, own) for own in nets]
+    samples: list[list] = [[], []]
+    for run in range(warmup + repeats):
+        for index in (0, 1) if run % 2 else (1, 0):
+            with net.executing(mode='skipping', static=index == 1, clock=clock), \
+                    replay(net, decisions):
+                clock.start()
+                net(x)
+            if clock.kinds != [call.kind for call in calls[index]]:
+                raise RuntimeError('the net must run the steps of its programs, ran '
+                                   f'{_first_difference(clock.kinds, calls[index])}')
+            if run >= warmup:
+                samples[index].append(clock.latencies_ms())
+    dynamic, static = (
+        TimedSteps(own, np.median(times, axis=0).tolist(), float(np.median(np.sum(times, axis=1))))
+        for own, times in zip(calls, samples))
+    return dynamic, static
+
+
+def _first_difference(kinds, calls):
+    for index, (ran, call) in enumerate(zip(kinds, calls)):
+        if ran != call.kind:
+            return f'{ran!r} where step {index} is {call.kind!r} ({call.name})'
+    return f'{len(kinds)} steps where there are {len(calls)}'

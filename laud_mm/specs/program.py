@@ -1,0 +1,119 @@
+"""Program: how a block computes a case, as an ordered list of steps.
+
+A case is a block's shape with all that the choice depends on: input size, batch, device,
+whether compiled kernels serve it. A route is one way to compute it, a program the steps of a
+route. Executors run the steps, predictors price them, profilers time them: nobody else lists
+what a block runs.
+"""
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .opspec import Size
+from .steps import Step, StepCall, Work, step_call
+
+WHOLE = ''  # the work of the whole batch; loops have names
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the program of a block depends on besides its decision; equal blocks are one case.
+
+    Attributes:
+        shape: Geometry and paradigms, without name and stage.
+        in_size (tuple[int, int]): Height and width of the block's input.
+        batch (int): Images.
+        device (str): 'cpu' or 'cuda'.
+        kernels (bool): Whether compiled operations serve the device, not references.
+        gradients (bool): Whether gradients are recorded: then nothing is packed.
+        owns_input (bool): Whether the block may write over its input.
+    """
+    shape: Any
+    in_size: Size
+    batch: int
+    device: str = 'cpu'
+    kernels: bool = True
+    gradients: bool = False
+    owns_input: bool = True
+
+    def __post_init__(self):
+        object.__setattr__(self, 'shape', replace(self.shape, name='', stage=0))
+
+    @property
+    def packs(self) -> bool:
+        """Whether weights are laid out for CPU kernels beforehand."""
+        return self.device == 'cpu' and self.kernels and not self.gradients
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Steps that run once per part of a batch.
+
+    Attributes:
+        name (str): Key of the parts' work, such as 'masks'.
+        steps (tuple[Step, ...]): In order.
+    """
+    name: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """The steps of one route.
+
+    Attributes:
+        route: How the block is computed; a frozen dataclass of its family.
+        deciding (tuple[Step, ...]): Steps that run before the decision is known.
+        computing (tuple[Step | Loop, ...]): The steps after it.
+    """
+    route: Any
+    deciding: tuple[Step, ...]
+    computing: tuple[Step | Loop, ...] = field(default=())
+
+    def steps(self) -> Iterator[tuple[str, Step]]:
+        """All steps in order, each with the name of its loop (`WHOLE`: none)."""
+        for item in (*self.deciding, *self.computing):
+            if isinstance(item, Loop):
+                yield from ((item.name, step) for step in item.steps)
+            else:
+                yield WHOLE, item
+
+    def calls(self, work: Mapping[str, Sequence[Work]], block: str = '') -> list[StepCall]:
+        """The steps at the work of a decision, or at expected work.
+
+        Args:
+            work (dict[str, Sequence[Work]]): By loop, its passes; `WHOLE`: the batch. What is
+                expected may have several alternatives there, `Work.times` their shares.
+            block (str): Name of the block.
+
+        Returns:
+            list[StepCall]: In order, a loop's pass by pass; those that never run are left out.
+        """
+        calls: list[StepCall] = []
+        for item in (*self.deciding, *self.computing):
+            steps, name = (item.steps, item.name) if isinstance(item, Loop) else ((item,), WHOLE)
+            for one in work.get(name, ()):
+                for step in steps:
+                    times = one.times * (float(getattr(one, step.when)) if step.when else 1.0)
+                    if times > 0:
+                        calls.append(step_call(step, one, times, block))
+        return _merged(calls)
+
+
+def _merged(calls):
+    """Alternatives with equal sizes, one after another, as one call."""
+    merged: list[StepCall] = []
+    for call in calls:
+        if merged and replace(merged[-1], times=call.times) == call and call.times < 1:
+            merged[-1] = replace(call, times=call.times + merged[-1].times)
+        else:
+            merged.append(call)
+    return merged
+
+
+def around(count: float) -> list[tuple[int, float]]:
+    """The integers around an expected count, with the shares that make it their mean."""
+    low = math.floor(count + 1e-9)
+    share = max(count - low, 0.0)
+    return [(n, s) for n, s in ((low, 1 - share), (low + 1, share)) if s > 1e-9]
