@@ -18,7 +18,7 @@ from laud_mm.latency.sweep import recorded_rates
 from laud_mm.profiling.backbones import (MEASURED_COLUMNS, PRECISIONS, BenchSetting,
                                          measure_setting)
 from laud_mm.specs import PARADIGMS
-from laud_mm.specs.networks import REGNETS, RESNETS
+from laud_mm.specs import NETWORKS
 
 PLANNED_COLUMNS = ('maskers_p50_ms', 'ratio_to_static', 'ratio_to_static_without_maskers')
 
@@ -28,7 +28,7 @@ def parse_args():
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--precision', default='fp32', choices=PRECISIONS)
     parser.add_argument('--network', nargs='+', default=['resnet101'],
-                        choices=(*RESNETS, *REGNETS))
+                        choices=NETWORKS)
     parser.add_argument('--paradigm', nargs='+', default=['layer', 'channel', 'spatial'],
                         choices=PARADIGMS)
     parser.add_argument('--rate', nargs='+', type=float, default=[0.5])

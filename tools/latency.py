@@ -20,7 +20,7 @@ from laud_mm.latency.published import FUSIONS
 from laud_mm.latency.sweep import (Predictors, Setting, best_granularity, network_flops,
                                    recorded_rates, stage_granularity, sweep_row,
                                    sweep_settings)
-from laud_mm.specs.networks import NETWORKS, backbone_spec
+from laud_mm.specs import NETWORKS, backbone_spec
 
 PARADIGMS = ('layer', 'channel', 'spatial', 'both', 'token', 'head', 'none')
 RATES = tuple(i / 10 for i in range(1, 11))
@@ -78,7 +78,8 @@ def parse_args(argv=None):
                    help="default: 1 for the config of a detector, else the device's own")
     p.add_argument('--precision', choices=PRECISIONS, default='fp32')
     p.add_argument('--channel-masker', choices=('mlp', 'linear'), default='mlp')
-    p.add_argument('--fusions', nargs='*', choices=FUSIONS, default=FUSIONS)
+    p.add_argument('--fusions', nargs='*', choices=FUSIONS, default=FUSIONS,
+                   help='with --published; what this project fuses is up to its programs')
     add_outputs(p, 'the blocks')
 
     s = commands.add_parser('sweep', help='predict many settings; choose granularities')
@@ -88,7 +89,8 @@ def parse_args(argv=None):
     s.add_argument('--granularity', nargs='+', help='such as 4 or 8-4-7-1')
     s.add_argument('--batch', nargs='+', type=int)
     s.add_argument('--precision', nargs='+', choices=PRECISIONS)
-    s.add_argument('--fusions', nargs='+', help="'all', 'none' or names joined by +")
+    s.add_argument('--fusions', nargs='+',
+                   help="with --published: 'all', 'none' or names joined by +")
     s.add_argument('--channel-masker', nargs='+', choices=('mlp', 'linear'))
     s.add_argument('--best', action='store_true',
                    help='choose the best granularity of each stage for every device')
@@ -124,12 +126,11 @@ def parse_args(argv=None):
     k.add_argument('--out', required=True, help='calibration file to write')
     k.add_argument('--device', default='cpu')
     k.add_argument('--precision', choices=('fp32', 'fp16', 'bf16'), default='fp32')
-    k.add_argument('--blocks', type=int, default=1600,
-                   help='random blocks whose steps are measured, ten in a few seconds')
-    k.add_argument('--held-out', type=float, default=0.04,
+    k.add_argument('--nets', type=int, default=220,
+                   help='random backbones whose steps are measured, each in 2 to 3 seconds')
+    k.add_argument('--held-out', type=float, default=0.1,
                    help='so many more, as a share, to check the fit on')
-    k.add_argument('--rounds', type=int, default=1, help='how often a step is measured')
-    k.add_argument('--nets', type=int, default=150, help='random backbones measured')
+    k.add_argument('--repeats', type=int, default=7, help='timed runs of each')
     k.add_argument('--seed', type=int, default=0)
     add_outputs(k, 'predicted over measured steps')
 
@@ -358,11 +359,12 @@ def measure(args):
 def calibrate(args):
     from laud_mm.profiling.calibrate import calibrate as run, summarise_errors
     check_device(args.device)
-    rows = run(args.out, args.device, args.precision, args.blocks, args.held_out, args.rounds,
-               args.nets, args.seed, track)
+    rows = run(args.out, args.device, args.precision, args.nets, args.held_out, args.repeats,
+               args.seed, track)
     held_out = [row for row in rows if row['held_out']]
     summary = summarise_errors(held_out)
-    print(format_table(summary, ('kind', 'steps', 'within_15_percent', 'median_error')))
+    print(format_table(summary, ('kind', 'steps', 'within_15_percent', 'median_error',
+                                 'mean_error')))
     write_outputs(args, [dict(summary=summary, steps=rows)], rows)
     if args.plot:
         plot_predicted(held_out, args.plot, group='kind')
@@ -383,7 +385,8 @@ def plan(args):
     made.save(args.out)
     rows = [dict(paradigm=case.shape.paradigm, width=case.shape.width, groups=case.shape.groups,
                  stride=case.shape.stride, in_size='x'.join(map(str, case.in_size)),
-                 batch=case.batch, dense_ms=times.dense_ms, skipping_all_ms=times.skipping_ms[-1],
+                 batch=case.batch, fused_masker=times.route.fused_masker,
+                 dense_ms=times.dense_ms, skipping_all_ms=times.skipping_ms[-1],
                  break_even=times.break_even) for case, times in made.blocks.items()]
     print(format_table(rows, tuple(rows[0]) if rows else ()))
     print(f'wrote {args.out}')

@@ -3,6 +3,8 @@ import re
 
 import torch
 
+from laud_mm.specs.networks import infer_t2t_vit
+
 from .safe import CheckpointError
 
 _MMPRETRAIN = (
@@ -176,7 +178,7 @@ def export_mmpretrain_t2t_vit(state_dict):
         CheckpointError: If its tokens-to-token module is a Performer.
     """
     static = _static_part(state_dict)
-    if t2t_vit_arguments(static)['t2t_type'] != 'transformer':
+    if infer_t2t_vit(static)['t2t_type'] != 'transformer':
         raise CheckpointError("mmpretrain has no T2T-ViT with t2t_type='performer' to convert to")
     head_dims, token_dim = _attention_dims(state_dict)
     exported = {}
@@ -198,44 +200,12 @@ def _static_part(state_dict):
 
 def _attention_dims(state_dict):
     """Channels per head of the blocks, and of the tokens-to-token module's layers."""
-    arguments = t2t_vit_arguments(state_dict)
+    arguments = infer_t2t_vit(state_dict)
     dims, heads = (arguments['arch'][key] for key in ('embed_dims', 'num_heads'))
     if dims % 64 and 'head' not in (arguments['paradigm'] or ()):
         raise CheckpointError(f'the weights do not tell the number of heads of {dims} channels, '
                               'which the scale of scores depends on')
     return dims // heads, arguments['token_dim']
-
-
-def t2t_vit_arguments(state_dict, num_heads=None):
-    """Read from a converted checkpoint which `LAUDT2TViT` it belongs to.
-
-    Args:
-        state_dict (dict[str, Tensor]): From `convert_adavit` and its like.
-        num_heads (int, optional): Heads; default: those of its head maskers, else
-            T2T-ViT's, of 64 channels.
-
-    Returns:
-        dict: Arguments of `LAUDT2TViT`.
-    """
-    depth = 1 + max(int(k.split('.')[1]) for k in state_dict if k.startswith('encoder.'))
-    hidden, dims = state_dict['encoder.0.mlp.fc1.weight'].shape
-    last = f'encoder.{depth - 1}.masker'
-    if num_heads is None:
-        masker = state_dict.get(f'{last}.head.fc.weight')
-        num_heads = max(dims // 64, 1) if masker is None else len(masker)
-    first = f'{_T2T}.attention1'
-    performer = f'{first}.w' in state_dict
-    token_dim = len(state_dict[f'{first}.proj.weight' if performer
-                               else f'{first}.attn.proj.weight'])
-    side = round((state_dict['pos_embed'].shape[1] - 1)**0.5)
-    return dict(
-        arch=dict(embed_dims=dims, num_layers=depth, num_heads=num_heads,
-                  feedforward_channels=hidden),
-        img_size=side * 16, in_channels=len(state_dict[f'{first}.norm1.weight']) // 7**2,
-        token_dim=token_dim, t2t_type='performer' if performer else 'transformer',
-        qkv_bias='encoder.0.attn.qkv.bias' in state_dict,
-        paradigm=tuple(p for p in ('token', 'head', 'layer')
-                       if f'{last}.{p}.fc.weight' in state_dict) or None)
 
 
 def _plain(state_dict):

@@ -10,7 +10,7 @@ from .hardware import Hardware, load_hardware
 from .kernel_table import ProgramSchedule
 from .kernels import KernelModel
 from .prediction import BlockLatency, LatencyReport, OpLatency
-from .published import FUSIONS, Cheapest, PublishedSchedule
+from .published import FUSIONS, Cheapest, PublishedSchedule, check_fusions
 
 
 def check_batch(batch):
@@ -90,7 +90,7 @@ class AnalyticPredictor:
         if published and precision != 'fp32':
             raise ValueError(f"precision must be 'fp32' in published mode, got {precision!r}")
         self.model = KernelModel(self.hardware, precision, tile_at_mean=published)
-        if not published and tuple(fusions) != FUSIONS:
+        if not published and check_fusions(fusions) != FUSIONS:
             raise ValueError('fusions must be left out unless published: what programs fuse is '
                              f'their own, got {tuple(fusions)!r}')
         self.schedule: PublishedSchedule | ProgramSchedule = PublishedSchedule(fusions) \

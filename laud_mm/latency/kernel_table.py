@@ -147,7 +147,6 @@ def _positions(step, work, batch):
     if not step.listed or step.patch >= side:
         samples = work.computing if step.listed else work.samples
         return _conv(step, work, batch, side, 0, samples)
-    # Positions come in the windows' blocks, which conv2's stride spreads.
     side = min(step.patch, side)
     return _conv(step, work, batch, side, work.positions / side**2, work.computing)
 

@@ -3,10 +3,9 @@ import itertools
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Optional, Tuple
 
-from laud_mm.specs import Rates, dynamic_flops
-from laud_mm.specs.networks import T2T_VITS, best_spatial_granularity, network_spec
+from laud_mm.specs import NETWORKS, Rates, dynamic_flops, network_spec
+from laud_mm.specs.arguments import check_choice, paradigm_set
 
 from .analytic import block_rates
 from .calibrated import load_predictor
@@ -34,38 +33,35 @@ class Setting:
         image_size (tuple[int, int]): Height and width.
     """
     network: str
-    paradigm: Optional[str]
+    paradigm: str | None
     rate: float
     device: str
-    batch: Optional[int] = None
-    granularity: Optional[Tuple[int, ...]] = None
-    fusions: Tuple[str, ...] = FUSIONS
+    batch: int | None = None
+    granularity: tuple[int, ...] | None = None
+    fusions: tuple[str, ...] = FUSIONS
     channel_masker: str = 'mlp'
     precision: str = 'fp32'
-    image_size: Tuple[int, int] = (224, 224)
+    image_size: tuple[int, int] = (224, 224)
 
     def spec(self):
         """Op specs of the network."""
-        kwargs = dict(channel_masker=self.channel_masker)
-        if self.granularity is not None and self.paradigm == 'channel':
-            kwargs.update(channel_granularity=self.granularity)
-        elif self.granularity is not None:
-            kwargs.update(spatial_granularity=self.granularity)
-        return network_spec(self.network, self.image_size, self.paradigm, **kwargs)
+        return network_spec(self.network, self.image_size, self.paradigm,
+                            channel_masker=self.channel_masker,
+                            **granularity_arguments(self.paradigm, self.granularity))
 
     def about(self):
         """What a report or a row says about the setting."""
-        granularity = self.granularity
-        if granularity is None:
-            granularity = dict(spatial=best_spatial_granularity(self.network),
-                               both=best_spatial_granularity(self.network),
-                               channel=(2, 2, 2, 2)).get(self.paradigm)
-        if self.paradigm == 'layer' or self.network in T2T_VITS:
-            granularity = None
+        granularity = stage_granularity(block.shape for block in self.spec().blocks)
         return dict(network=self.network, paradigm=self.paradigm, rate=self.rate,
                     granularity=granularity and list(granularity),
                     image_size=list(self.image_size), fusions=list(self.fusions),
                     channel_masker=self.channel_masker)
+
+
+def granularity_arguments(paradigm, granularity):
+    """Arguments of a backbone for a granularity: S, or G where channels alone are skipped."""
+    name = 'channel_granularity' if paradigm == 'channel' else 'spatial_granularity'
+    return {} if granularity is None else {name: granularity}
 
 
 def recorded_rates(path):
@@ -130,9 +126,11 @@ def sweep_settings(networks, paradigms, rates, devices, batches=(None,), granula
     for network, device, paradigm, granularity, rate, batch, fused, masker, precision in \
             itertools.product(networks, devices, paradigms, granularities, rates, batches,
                               fusions, channel_maskers, precisions):
-        if paradigm not in ('spatial', 'both', 'channel'):
+        skipped = paradigm_set(paradigm, NETWORKS[check_choice('network', network,
+                                                              NETWORKS)].paradigms)
+        if not {'spatial', 'channel'} & set(skipped):
             granularity = None
-        if paradigm not in ('channel', 'both'):
+        if 'channel' not in skipped:
             masker = 'mlp'
         setting = Setting(network, paradigm, rate, device, batch, granularity, tuple(fused),
                           masker, precision, tuple(image_size))

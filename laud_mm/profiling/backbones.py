@@ -8,13 +8,11 @@ import numpy as np
 import torch
 
 from laud_mm.latency.measure import Timer, keep_freed_memory, measure_interleaved
-from laud_mm.latency.sweep import Setting, stage_granularity
-from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
+from laud_mm.latency.sweep import Setting, granularity_arguments, stage_granularity
 from laud_mm.models.dynamic import force_rate, replay
-from laud_mm.specs import Rates
+from laud_mm.specs import NETWORKS, Rates, backbone_spec, family_of
 from laud_mm.specs.arguments import check_choice, check_fraction
 from laud_mm.registry import MODELS
-from laud_mm.specs.networks import REGNETS, RESNETS, backbone_spec, best_spatial_granularity
 
 from .plan import block_inputs
 from .probe import DriftProbe
@@ -32,7 +30,7 @@ class BenchSetting:
     """One network to time.
 
     Attributes:
-        network (str): 'resnet50' and such; a convolutional one. With `backbone` a name for it.
+        network (str): One of `NETWORKS`. With `backbone` a name for it.
         paradigm (str | None): As of the backbone.
         rate (float): Share of units on, exactly, at random places.
         batch (int): Images.
@@ -40,8 +38,8 @@ class BenchSetting:
         image_size (tuple[int, int]): Height and width.
         block_rates (dict[str, float] | None): A rate for each block instead, such as those
             that a trained network had, see `recorded_rates`.
-        backbone (dict[str, Any] | None): Config of a `LAUDResNet` or `LAUDRegNet`, instead of
-            network, paradigm and granularity.
+        backbone (dict[str, Any] | None): Config of a backbone, instead of network, paradigm
+            and granularity.
     """
     network: str
     paradigm: Optional[str]
@@ -54,10 +52,9 @@ class BenchSetting:
 
     def __post_init__(self):
         if self.backbone is None:
-            check_choice('network', self.network, (*RESNETS, *REGNETS))
+            check_choice('network', self.network, NETWORKS)
         else:
-            kind = str(self.backbone.get('type')).rsplit('.', 1)[-1]
-            check_choice('backbone.type', kind, ('LAUDResNet', 'LAUDRegNet'))
+            family_of(self.backbone)
         check_fraction('rate', self.rate)
         if self.batch < 1:
             raise ValueError(f'batch must be a positive int, got {self.batch!r}')
@@ -66,15 +63,10 @@ class BenchSetting:
         """The backbone, with random weights, in evaluation."""
         if self.backbone is not None:
             return MODELS.build(dict(self.backbone, init_cfg=None, **kwargs)).eval()
-        kwargs = dict(dict(paradigm=self.paradigm), **kwargs)
-        spatial = best_spatial_granularity(self.network)
-        if self.granularity and self.paradigm == 'channel':
-            kwargs.update(channel_granularity=self.granularity)
-        else:
-            kwargs.update(spatial_granularity=self.granularity or spatial)
-        if self.network in RESNETS:
-            return LAUDResNet(RESNETS[self.network], **kwargs).eval()
-        return LAUDRegNet(self.network, **kwargs).eval()
+        family = NETWORKS[self.network]
+        arguments = {**family.defaults(self.network), 'paradigm': self.paradigm,
+                     **granularity_arguments(self.paradigm, self.granularity)}
+        return MODELS.build({**arguments, 'type': f'laud_mm.{family.backbone}', **kwargs}).eval()
 
     def spec(self):
         """Op specs of the network."""

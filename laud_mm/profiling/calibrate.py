@@ -9,8 +9,9 @@ from laud_mm.latency.calibrated import save_calibration
 from laud_mm.latency.measure import device_stamp, keep_freed_memory
 from laud_mm.latency.step_model import (StepModel, far_shares, step_features, step_terms,
                                         weights_m)
-from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
-from laud_mm.specs import StepCall
+from laud_mm.models import backbones  # noqa: F401 registers what families name
+from laud_mm.registry import MODELS
+from laud_mm.specs import FAMILIES, StepCall
 from laud_mm.specs.arguments import check_choice, check_fraction
 
 from .probe import DriftProbe
@@ -24,35 +25,17 @@ LARGE_SHARE = 0.12  # of the nets run on images as detectors have them
 
 def random_net(rng):
     """A random backbone with its images' size, a rate for every block and a batch."""
+    drawn = [family for family in FAMILIES.values() if family.draw]
+    family = rng.choices(drawn, [max(len(own.granularities), 0.3) for own in drawn])[0]
     batch, side = rng.choice((1, 1, 2, 4, 8)), 32 * rng.randint(4, 8)
-    size, kind = (side, side), rng.random()
-    if kind < 0.1:
-        heads, dims = rng.choice((3, 4, 6)), rng.choice((32, 64))
-        net = LAUDT2TViT(
-            dict(embed_dims=heads * dims, num_layers=rng.randint(3, 8), num_heads=heads,
-                 feedforward_channels=3 * heads * dims), img_size=side,
-            paradigm=rng.choice(('token', 'head', 'layer', ('token', 'head', 'layer'))))
-    else:
-        kwargs = dict(paradigm=rng.choice(('layer', 'channel', 'spatial')),
-                      channel_granularity=rng.choice((1, 2, 2, 4)),
-                      spatial_granularity=rng.choice(((4, 4, 2, 1), (8, 4, 7, 1), (2, 2, 2, 2),
-                                                      (7, 7, 7, 7))))
-        if rng.random() < LARGE_SHARE:
-            batch, size = 1, (32 * rng.randint(14, 26), 32 * rng.randint(20, 39))
-        if kind < 0.55:
-            net = LAUDResNet(rng.choice((50, 50, 101)),
-                             base_channels=rng.choice((32, 48, 64, 64, 72)), **kwargs)
-        else:
-            group = rng.choice((8, 16, 24))
-            widths = [group * round(w * rng.uniform(0.8, 1.8) / group) or group
-                      for w in (48, 104, 208, 440)]
-            net = LAUDRegNet(dict(widths=widths, depths=(1, 3, rng.randint(4, 8),
-                                                         rng.randint(2, 6)),
-                                  group_widths=group), **kwargs)
+    size = side, side
+    if family.granularities and rng.random() < LARGE_SHARE:
+        batch, size = 1, (32 * rng.randint(14, 26), 32 * rng.randint(20, 39))
+    net = MODELS.build(dict(family.draw(rng), type=f'laud_mm.{family.backbone}')).eval()
     mean = rng.uniform(0.2, 0.9)
     rates = {block.shape.name: min(max(rng.gauss(mean, 0.2), 0.0), 1.0)
              for block in net.blocks() if block.masker is not None}
-    return net.eval(), size, rates, batch
+    return net, size, rates, batch
 
 
 def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, track=iter):

@@ -10,7 +10,6 @@ import torch
 from laud_mm import ops
 from laud_mm.latency.measure import Timer
 from laud_mm.models.dynamic import force_rate, replay
-from laud_mm.models.dynamic.work import exact_work
 from laud_mm.specs import Case, Step, StepCall
 
 
@@ -71,7 +70,7 @@ def net_calls(net: Any, x: torch.Tensor, decisions: dict | None) -> list[StepCal
         static = decisions is None or block.masker is None
         program = own.shape.program(case, own.shape.static_route if static else None)
         decision = block.static_decision() if decisions is None else decisions[own.name]
-        calls += program.calls(exact_work(case, program.route, decision), own.name)
+        calls += program.calls(block.exact_work(case, program.route, decision), own.name)
     return calls
 
 

@@ -1,7 +1,9 @@
 """What networks cost, in pure Python: op specs, architecture tables, FLOPs."""
 from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape
 from .network import BlockSpec, NetworkSpec
-from .networks import NETWORKS, backbone_spec, network_spec
+from . import networks  # noqa: F401 registers the families
+from .families import (FAMILIES, NETWORKS, Family, backbone_spec, family_of, network_spec,
+                       register_family)
 from .opspec import OpSpec, Rates, Size, dynamic_flops, static_flops
 from .regnet import regnet_shapes, regnet_spec, regnet_stem_specs
 from .resnet import resnet_shapes, resnet_spec, resnet_stem_specs
@@ -10,9 +12,10 @@ from .steps import STEP_KINDS, Step, StepCall, StepKind, Work, dense_steps
 from .t2t_vit import (TRANSFORMER_PARADIGMS, TransformerShape, patch_grid, t2t_stem_specs,
                       t2t_vit_shapes, t2t_vit_spec)
 
-__all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'Case', 'Loop', 'NETWORKS',
-           'NetworkSpec', 'OpSpec', 'PARADIGMS', 'Program', 'Rates', 'STEP_KINDS', 'Size', 'Step',
-           'StepCall', 'StepKind', 'Work', 'TRANSFORMER_PARADIGMS', 'TransformerShape',
-           'backbone_spec', 'dense_steps', 'dynamic_flops', 'network_spec', 'patch_grid', 'regnet_shapes',
-           'regnet_spec', 'regnet_stem_specs', 'resnet_shapes', 'resnet_spec', 'resnet_stem_specs',
-           'static_flops', 't2t_stem_specs', 't2t_vit_shapes', 't2t_vit_spec']
+__all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'Case', 'FAMILIES', 'Family', 'Loop',
+           'NETWORKS', 'NetworkSpec', 'OpSpec', 'PARADIGMS', 'Program', 'Rates', 'STEP_KINDS',
+           'Size', 'Step', 'StepCall', 'StepKind', 'TRANSFORMER_PARADIGMS', 'TransformerShape',
+           'Work', 'backbone_spec', 'dense_steps', 'dynamic_flops', 'family_of', 'network_spec',
+           'patch_grid', 'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'register_family',
+           'resnet_shapes', 'resnet_spec', 'resnet_stem_specs', 'static_flops', 't2t_stem_specs',
+           't2t_vit_shapes', 't2t_vit_spec']

@@ -202,7 +202,8 @@ class _Steps:
                 steps.append(self.step('halo_positions', 'halo', self.ops['conv2'], patch=side,
                                        when=when))
             steps.append(self.step(f'{kind}1x1', 'conv1', listed=not everything,
-                                   narrow='out' * narrow, **extra))
+                                   narrow='out' * narrow,
+                                   **dict(extra, patch=side * shape.stride2)))
         if sliced and shape.groups > 1:
             steps.append(self.step('spread_channels', 'spread', self.ops['conv2'],
                                    when='spread'))

@@ -22,8 +22,8 @@ class Step:
         kind (str): A key of `STEP_KINDS`.
         part (str): Which part of the block it serves, such as 'conv1'.
         op (OpSpec | None): Geometry of the op that it serves, dense.
-        patch (int): Side of listed patches, in output positions; at least the map's for
-            whole samples.
+        patch (int): Side of listed patches, in positions of the op's output; at least the
+            map's for whole samples.
         window (int): Side of a masker's pooling window; 0: the whole map.
         group_size (int): G, where channels are picked or decided on.
         units (int): Units that a masker decides on per image.

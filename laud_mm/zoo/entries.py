@@ -6,8 +6,8 @@ from typing import Any
 from mmengine.config import Config
 
 from laud_mm.results import configured_target
+from laud_mm.specs import family_of
 
-FAMILIES = {'LAUDResNet': 'LAUD-ResNet', 'LAUDRegNet': 'LAUD-RegNetY', 'LAUDT2TViT': 'LAUD-T2T-ViT'}
 DETECTORS = {'faster_rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet', 'mask_rcnn': 'Mask R-CNN',
              'ddq_detr': 'DDQ-DETR', 'mask2former': 'Mask2Former'}
 DATA = {'in1k': 'ImageNet-1k', 'coco': 'COCO', 'demo': 'demo set', 'digits': 'digits'}
@@ -38,7 +38,7 @@ class Entry:
         """Name of its metafile's collection."""
         if self.detector:
             return f'LAUD {DETECTORS[self.detector]}'
-        return FAMILIES[self.backbone['type'].split('.')[-1]]
+        return family_of(self.backbone).title
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -93,13 +93,11 @@ def _target(cfg):
 
 
 def _network(backbone):
-    if 'depth' in backbone:
-        return f'resnet{backbone["depth"]}'
-    return str(backbone['arch'])
+    return family_of(backbone).name_of(backbone)
 
 
 def _plain(value: Any) -> Any:
     """A config as plain dicts, without the scope that mmengine notes in it."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items() if k != '_scope_'}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+    return type(value)(map(_plain, value)) if isinstance(value, (list, tuple)) else value

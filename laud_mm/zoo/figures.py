@@ -15,10 +15,10 @@ from .entries import Entry
 # Devices of the tables; the precision is the device's usual one for inference.
 DEVICES = {'V100': 'fp32', 'RTX3090': 'fp32', 'RTX3060': 'fp32', 'TX2': 'fp32', 'Nano': 'fp32',
            'H200': 'fp16', 'CPU': 'fp32'}
-# Arguments of a backbone that change its figures.
-_COUNTS = ('type', 'arch', 'depth', 'base_channels', 'stem_channels', 'num_stages', 'strides',
-           'dilations', 'style', 'paradigm', 'spatial_granularity', 'channel_granularity', 'masker',
-           'token_dim', 't2t_type', 'qkv_bias', 'img_size', 'in_channels')
+
+# Arguments of a backbone that change none of its figures.
+_UNCOUNTED = ('init_cfg', 'frozen_stages', 'norm_cfg', 'norm_eval', 'out_indices', 'execution',
+              'plan', 'with_cp')
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def all_figures(entries: Iterable[Entry],
     known: dict[str, Figures] = {}
     figures = {}
     for entry in entries:
-        own = {k: v for k, v in entry.backbone.items() if k in _COUNTS}
+        own = {k: v for k, v in entry.backbone.items() if k not in _UNCOUNTED}
         key = repr((sorted(own.items()), entry.image_size, entry.target, bool(entry.detector)))
         if key not in known:
             known[key] = figures_of(entry, calibrated=measured)
@@ -82,8 +82,8 @@ def figures_of(entry: Entry, devices: dict[str, str] | None = None,
         batch = 1 if entry.detector else load_hardware(device).batch
         report = AnalyticPredictor(device, precision).predict(network, rate, batch)
         latency[device] = (report.static_latency_per_image_ms, report.latency_per_image_ms, batch)
-    # Calibrations know convolutions on maps as small as classifiers have.
-    if entry.data == 'in1k' and 'T2T' not in entry.backbone['type']:
+    # A calibration is of the batch that detectors and users of one image have.
+    if entry.data in ('in1k', 'coco'):
         for predictor in calibrated:
             report = predictor.predict(network, rate, 1)
             stamp = predictor.stamp

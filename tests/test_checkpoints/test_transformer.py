@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from laud_mm.checkpoints import (CheckpointError, convert_adavit, convert_file,
                                  convert_mmcls_t2t_vit, convert_t2t_vit, load_state_dict,
                                  save_state_dict)
-from laud_mm.checkpoints.transformer import t2t_vit_arguments
 from laud_mm.models.backbones import LAUDT2TViT
 from laud_mm.registry import MODELS
+from laud_mm.specs.networks import infer_t2t_vit
 
 from ..conftest import TINY_T2T
 
@@ -36,7 +36,7 @@ def test_adavits_logits_and_decisions_equal_the_reference(path, execution):
     data = np.load(path)
     weights = convert_adavit(released_weights(data))
     classifier = [weights.pop(f'layers.head.{kind}') for kind in ('weight', 'bias')]
-    net = LAUDT2TViT(execution=execution, **t2t_vit_arguments(weights, num_heads=4)).eval()
+    net = LAUDT2TViT(execution=execution, **infer_t2t_vit(weights, num_heads=4)).eval()
     net.load_state_dict(weights)
     with torch.no_grad():
         logits = F.linear(net(torch.from_numpy(data['input']))[-1], *classifier)
@@ -60,7 +60,7 @@ def test_a_released_checkpoint_becomes_a_classifiers(tmp_path):
     assert {k for k in weights if not k.startswith('backbone.')} == {
         'head.layers.head.weight', 'head.layers.head.bias'}
     own = {k.removeprefix('backbone.'): v for k, v in weights.items() if 'backbone.' in k}
-    arguments = t2t_vit_arguments(own)
+    arguments = infer_t2t_vit(own)
     assert arguments == dict(
         arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=192), img_size=64,
         in_channels=3, token_dim=32, t2t_type='performer', qkv_bias=False,
@@ -98,7 +98,7 @@ def test_adavit_checkpoints_of_any_shape_convert_completely(arch, paradigm, qkv_
     converted = convert_adavit(split_queries(net.state_dict()))
     assert set(converted) == set(net.state_dict())
     assert all(torch.equal(value, net.state_dict()[key]) for key, value in converted.items())
-    found = t2t_vit_arguments(converted, arch['num_heads'])
+    found = infer_t2t_vit(converted, arch['num_heads'])
     paradigms = (paradigm,) if isinstance(paradigm, str) else paradigm
     assert found == dict(settings, arch=arch, t2t_type='performer', paradigm=paradigms)
 

@@ -21,7 +21,7 @@ class Capture:
 
             def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
                 scalars = runner.message_hub.log_scalars
-                masker = runner.model.backbone.maskers()[0].spatial
+                masker = runner.model.backbone.maskers()[0].layer
                 self.seen.append(dict(
                     outputs, temperature=masker.temperature,
                     **{k: v.current() for k, v in scalars.items() if 'activation' in k}))

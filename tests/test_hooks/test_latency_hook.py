@@ -65,7 +65,7 @@ def test_timing_can_be_left_out(tmp_path):
 def test_timing_leaves_no_trace_in_the_model(tmp_path):
     runner, _ = validate(tmp_path)
     backbone = runner.model.backbone
-    assert not backbone._forward_hooks and not backbone._as_static
+    assert not backbone._forward_hooks and not backbone.current_execution().static
 
 
 def test_save_best_can_use_the_latency(tmp_path):

@@ -80,7 +80,8 @@ def test_each_size_is_warmed_up_once(tmp_path):
     sizes = [(64, 64), (50, 60), (64, 65), (33, 64)]  # two buckets: 64x64 and 64x96
     runner.val_loop.dataloader = DataLoader(Images(sizes), batch_size=1)
     runs = []
-    runner.model.backbone.register_forward_hook(lambda m, args, out: runs.append(m._as_static))
+    runner.model.backbone.register_forward_hook(
+        lambda m, args, out: runs.append(m.current_execution().static))
     runner.val()
     # Of each image: the evaluation itself and a timed run; of each bucket: two more.
     assert (runs.count(False), runs.count(True)) == (4 + 4 + 2 * 2, 4 + 2 * 2)

@@ -9,34 +9,48 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm.latency.calibrated import CalibratedPredictor, load_predictor, save_calibration
-from laud_mm import ops
-from laud_mm.latency.executor import executor_steps, static_steps
 from laud_mm.latency.measure import device_stamp
-from laud_mm.latency.steps import (STEP_SIZES, NetCorrection, Step, StepModel, step_features,
-                                   step_terms)
-from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
-from laud_mm.models.dynamic import force_rate
-from laud_mm.profiling.calibrate import calibrate, draw_steps, fit_steps, measure_steps
-from laud_mm.profiling.steps import StepProgram
-from laud_mm.specs import network_spec, resnet_spec
+from laud_mm.latency.step_model import StepModel, step_features, step_terms
+from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
+from laud_mm.profiling.calibrate import calibrate, fit_steps, measure_nets, random_net
+from laud_mm.profiling.step_clock import net_calls, time_steps
+from laud_mm.specs import STEP_KINDS, Case, StepCall, network_spec, resnet_spec
+
+from ..conftest import TINY_REGNET, TINY_T2T
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = sorted((ROOT / 'benchmarks' / 'results').glob('calibration-*.json'))
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
+NO_FAR = (0.0, 0.0)
+
+
+def drawn_calls(count, seed=0):
+    """The steps of random networks at expected work, dynamic and static."""
+    rng, calls = np.random.default_rng(seed), []
+    for _ in range(count):
+        name = rng.choice(('resnet50', 'regnety_400mf', 't2t_vit_14'))
+        paradigms = ('token', 'head', 'layer') if name == 't2t_vit_14' else PARADIGMS
+        side, batch = int(rng.integers(64, 256)), int(rng.integers(1, 9))
+        spec = network_spec(name, (side, side), str(rng.choice(paradigms)))
+        for block in spec.blocks:
+            rates = block.expected_rates(float(rng.uniform(0.1, 1)))
+            for route in block.shape.routes(Case(block.shape, block.in_size, batch)):
+                calls += block.calls(rates, batch, route)
+            calls += block.static_calls(batch)
+        calls += spec.outside_calls(batch)
+    return calls
 
 
 @pytest.fixture(scope='module')
 def roofline():
     """A made-up machine: every step costs 5 us and a share of its sizes' product."""
-    keys = {step.key for step in draw_steps(10)}
     weights = {}
-    for key in keys:
-        sizes = STEP_SIZES[key.split('/')[0]]
+    for key in {*STEP_KINDS, *(call.key for call in drawn_calls(30))}:
+        sizes = STEP_KINDS[key.split('/')[0]].sizes
         weights[key] = {'1': 5e-3}
         if sizes:
             weights[key][' '.join(f'{s}^1' for s in sizes[:3])] = 1e-9
-    return StepModel(weights, 2, NetCorrection(dict(conv1x1=1.2, relu=1.1), 1e-3, 0.2,
-                                               (0.1, 0.2, 0.1), dict.fromkeys(keys, 3.0)))
+    return StepModel(weights, 2)
 
 
 @pytest.fixture
@@ -47,34 +61,44 @@ def calibration(tmp_path, roofline):
     return path
 
 
-@pytest.mark.parametrize('kind', [kind for kind in STEP_SIZES if kind != 'block'])
-def test_every_kind_of_step_runs_at_the_sizes_it_says(kind):
-    steps = [step for step in draw_steps(10, seed=3) if step.kind == kind]
-    small = min(steps, key=lambda step: np.prod(step.sizes))
-    program = StepProgram(small, 'cpu')
-    program.prepare()
-    program.run()
-    assert len(program.sizes) == len(STEP_SIZES[kind])
-    # Rounding apart, what is measured is what was asked for.
-    assert np.allclose(program.sizes, small.sizes, rtol=0.35, atol=70)
+@pytest.mark.parametrize('net', [
+    *(lambda p=p: LAUDResNet(50, base_channels=8, paradigm=p) for p in (*PARADIGMS, None)),
+    lambda: LAUDResNet(50, base_channels=8, paradigm='channel', mask_before_norm=True),
+    *(lambda p=p: LAUDRegNet(TINY_REGNET, paradigm=p) for p in PARADIGMS),
+    *(lambda p=p: LAUDT2TViT(TINY_T2T, img_size=64, token_dim=16, paradigm=p)
+      for p in ('token', 'head', 'layer', ('token', 'head', 'layer')))])
+def test_every_step_of_a_net_is_timed_where_it_runs(net):
+    net, x = net().eval(), torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        dynamic, static = time_steps(net, x, 0.5, warmup=0, repeats=1)
+    assert [c.kind for c in static.calls] == [c.kind for c in net_calls(net, x, None)]
+    for timed in (dynamic, static):  # `time_steps` holds them to the steps that ran
+        assert len(timed.latency_ms) == len(timed.calls) and min(timed.latency_ms) > 0
+        assert sum(timed.latency_ms) == pytest.approx(timed.total_ms)
 
 
-def test_drawn_steps_cover_every_kind_and_differ():
-    steps = draw_steps(12)
-    assert {step.kind for step in steps} == set(STEP_SIZES)
-    assert len({(step.key, step.sizes) for step in steps}) == len(steps) - 2  # 'block' thrice
-    assert [s.sizes for s in draw_steps(12)] == [s.sizes for s in steps]
-    assert [s.sizes for s in draw_steps(12, seed=1)] != [s.sizes for s in steps]
+def test_a_net_that_runs_other_steps_is_noticed(monkeypatch):
+    net = LAUDResNet(50, base_channels=8).eval()
+    monkeypatch.setattr('laud_mm.profiling.step_clock.net_calls', lambda *_: [])
+    with torch.no_grad(), pytest.raises(RuntimeError, match='must run the steps of its programs'):
+        time_steps(net, torch.randn(1, 3, 64, 64), 0.5, 0, 1)
+
+
+def test_random_nets_differ_and_can_be_drawn_again():
+    import random
+    drawn = [[(type(net).__name__, size, batch, len(rates)) for net, size, rates, batch in (
+        random_net(rng) for _ in range(4))] for rng in (random.Random(1), random.Random(1))]
+    assert drawn[0] == drawn[1] and len(set(drawn[0])) > 1
 
 
 def test_fit_finds_a_machine_again(roofline):
     def rows(seed):
-        return [dict(kind=s.kind, variant=list(s.variant), sizes=list(s.sizes),
-                     measured_ms=roofline.alone_ms(s)) for s in draw_steps(300, seed)]
+        return [dict(kind=c.kind, variant=list(c.variant), sizes=list(c.sizes), near=c.near,
+                     far=[0.0, 0.0], measured_ms=roofline.latency_ms(c, NO_FAR))
+                for c in drawn_calls(25, seed)]
     fitted = fit_steps(rows(0), units=2)
-    held_out = rows(1)
-    errors = [fitted.alone_ms(Step(r['kind'], tuple(r['sizes']), tuple(r['variant'])))
-              / r['measured_ms'] - 1 for r in held_out]
+    errors = [fitted.latency_ms(StepCall(r['kind'], tuple(r['sizes']), tuple(r['variant'])), NO_FAR)
+              / r['measured_ms'] - 1 for r in rows(1)]
     assert np.mean(np.abs(errors) < 0.15) > 0.9
     assert all(w > 0 for own in fitted.weights.values() for w in own.values())
 
@@ -82,10 +106,10 @@ def test_fit_finds_a_machine_again(roofline):
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_no_term_falls_when_a_size_rises(data):
-    kind = data.draw(st.sampled_from(sorted(set(STEP_SIZES) - {'block'})))
-    sizes = [data.draw(st.floats(0, 1e6)) for _ in STEP_SIZES[kind]]
+    kind = data.draw(st.sampled_from(sorted(set(STEP_KINDS) - {'block'})))
+    sizes = [data.draw(st.floats(0, 1e6)) for _ in STEP_KINDS[kind].sizes]
     larger = [size + data.draw(st.floats(0, 1e5)) for size in sizes]
-    before, after = step_features(kind, [sizes, larger], units=2)
+    before, after = step_features(kind, [sizes, larger], [NO_FAR, NO_FAR], units=2)
     assert len(before) == len(step_terms(kind))
     assert (after >= before * (1 - 1e-9)).all()
 
@@ -127,82 +151,28 @@ def test_committed_calibrations_are_as_good_as_the_documentation_says(path):
     assert total['within_15_percent'] >= 0.9
 
 
-def counted_convolutions(run):
-    """Rows and channels of the convolutions and linear layers that really ran."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    seen = []
-
-    class Counter(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            if func is torch.ops.aten.convolution.default and not args[6]:
-                weight = args[1]
-                rows = out.numel() // out.shape[1]
-                seen.append(rows * weight.numel())
-            elif func in (torch.ops.aten.addmm.default, torch.ops.aten.linear.default):
-                a, b = args[1:] if func is torch.ops.aten.addmm.default else (args[0], args[1].T)
-                seen.append(a.shape[0] * b.numel())
-            return out
-    with torch.no_grad(), Counter():
-        run()
-    return sum(seen)
-
-
-def step_macs(steps):
-    """Multiply-adds of the convolutions and linear layers among the steps."""
-    total = 0
-    for step in steps:
-        taps = 49 if step.kind == 'conv7x7' else 9 if '3x3' in step.kind else 1
-        if step.kind.startswith(('conv', 'rows', 'picked')):
-            total += step.times * taps * np.prod(step.sizes[:3])
-    return total
-
-
-@pytest.mark.parametrize('batch', [1, 4])
-@pytest.mark.parametrize('paradigm', PARADIGMS)
-@pytest.mark.parametrize('network', ['resnet50', 'regnety_400mf'])
-def test_steps_are_what_the_executor_runs(network, paradigm, batch):
-    """The arithmetic of the predicted steps is that of the executor, within the random choice."""
-    kwargs = dict(paradigm=paradigm)
-    net = (LAUDResNet(50, **kwargs) if network == 'resnet50'
-           else LAUDRegNet(network, **kwargs)).eval()
-    x, spec = torch.rand(batch, 3, 128, 160), network_spec(network, (128, 160), paradigm)
-    rate = 0.5
-    with force_rate(net, rate), ops.use_references():
-        ran = counted_convolutions(lambda: net(x))
-    with torch.no_grad(), force_rate(net, rate):
-        net(x)
-    rates = [type(r)(**{k: float(torch.as_tensor(v).mean()) for k, v in vars(r).items()})
-             for r in net.record.cost().block_rates]
-    stem = step_macs([]) + sum(op.dense_flops for op in spec.stem) * batch
-    expected = stem + sum(step_macs(executor_steps(block, rate, batch))
-                          for block, rate in zip(spec.blocks, rates))
-    # Squeeze-and-excitation and maskers run small linear layers besides.
-    assert ran == pytest.approx(expected, rel=0.06)
-    static = stem + sum(step_macs(static_steps(block, batch)) for block in spec.blocks)
-    assert static == pytest.approx(batch * spec.static_flops, rel=0.01)
-
-
-def test_a_calibrated_device_predicts_any_convolutional_network(calibration):
+def test_a_calibrated_device_predicts_any_network(calibration):
     predictor = load_predictor(str(calibration))
-    for network in ('resnet50', 'resnet101', 'regnety_400mf', 'regnety_800mf'):
-        for paradigm in (*PARADIGMS, None):
+    for network in ('resnet50', 'resnet101', 'regnety_400mf', 't2t_vit_14'):
+        for paradigm in ('layer', *(PARADIGMS if network[0] == 'r' else ('token', 'head')), None):
             report = predictor.predict(network_spec(network, paradigm=paradigm), 0.5, 2)
             assert report.latency_per_image_ms > 0
             assert sum(op.latency_ms for b in report.blocks for op in b.ops) / 2 == pytest.approx(
                 report.blocks_latency_per_image_ms)
 
 
-def test_a_block_that_is_always_on_is_costed_dense(calibration):
+def test_only_what_runs_is_priced(calibration):
+    """Without a plan a block that is always on skips nothing, on the route that skips."""
     predictor = load_predictor(str(calibration))
     spec = network_spec('resnet50', paradigm='channel')
-    def kernels(rates):
+
+    def kernels(rates, ops='ops'):
         report = predictor.predict(spec, rates, 4)
-        return {op.kernel for block in report.blocks for op in block.ops}
-    dense, picked = kernels([None] * 16), kernels(1.0)
-    assert {'conv1x1', 'conv3x3', 'channel_masker'} <= dense
-    assert {'picked1x1', 'picked3x3', 'channel_masker'} <= picked
-    assert not any(kernel.startswith(('picked', 'rows')) for kernel in dense)
+        return {op.kernel for block in report.blocks for op in getattr(block, ops)}
+    for rates in ([None] * 16, 1.0, 0.3):
+        assert {'picked1x1', 'picked3x3', 'channel_masker'} <= kernels(rates)
+        assert not {'conv1x1', 'conv3x3'} & kernels(rates)
+    assert {'conv1x1', 'conv3x3'} <= kernels(1.0, 'static_ops')
 
 
 @pytest.mark.parametrize('change, message', [
@@ -218,7 +188,7 @@ def test_a_calibration_of_another_machine_is_refused(calibration, change, messag
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(version=99), 'version 1, got .* version 99'), (dict(format='x'), 'must have format'),
+    (dict(version=99), 'version 2, got .* version 99'), (dict(format='x'), 'must have format'),
     (dict(weights=None), None)])
 def test_a_file_that_is_no_calibration_is_refused(calibration, change, message):
     content = json.loads(calibration.read_text())
@@ -231,9 +201,8 @@ def test_a_file_that_is_no_calibration_is_refused(calibration, change, message):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(precision='int8'), 'precision must be one of'), (dict(blocks=0), 'blocks must be'),
-    (dict(held_out=2.0), 'held_out must be a number'), (dict(rounds=0), 'rounds must be'),
-    (dict(nets=0), 'nets must be'),
+    (dict(precision='int8'), 'precision must be one of'), (dict(repeats=0), 'repeats must be'),
+    (dict(held_out=2.0), 'held_out must be a number'), (dict(nets=0), 'nets must be'),
     (dict(device='cuda:99'), 'no CUDA device|')])
 def test_bad_calibrations_are_refused_before_any_work(tmp_path, kwargs, message):
     if 'device' in kwargs and torch.cuda.is_available():
@@ -243,12 +212,7 @@ def test_bad_calibrations_are_refused_before_any_work(tmp_path, kwargs, message)
     assert not (tmp_path / 'x.json').exists()
 
 
-def test_transformers_are_not_calibrated(calibration):
-    with pytest.raises(ValueError, match='predicts convolutional networks'):
-        load_predictor(str(calibration)).predict(network_spec('t2t_vit_14'), 1.0)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
 def test_steps_are_measured_on_cuda():
-    rows = measure_steps(draw_steps(10)[:40], 'cuda', torch.float16, rounds=1)
-    assert all(row['measured_ms'] > 0 for row in rows if row['kind'] != 'block')
+    nets, _ = measure_nets(3, 'cuda', torch.float16, repeats=1)
+    assert all(row['measured_ms'] > 0 for rows in nets for row in rows)

@@ -66,6 +66,6 @@ def test_leaves_out_what_the_papers_leave_out():
 
 
 def test_knows_no_both():
-    with pytest.raises(ValueError, match="paradigm 'both' is not part of the published"):
+    with pytest.raises(ValueError, match="'spatial.channel' is not part of the published"):
         AnalyticPredictor('V100', published=True).predict(
             network_spec('resnet50', paradigm='both'), 0.5)

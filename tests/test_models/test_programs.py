@@ -14,7 +14,6 @@ from laud_mm.latency.step_model import step_features, step_terms
 from laud_mm.models.backbones import LAUDBottleneck
 from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
 from laud_mm.models.dynamic import RUN_TABLE, Execution, run_program
-from laud_mm.models.dynamic.work import exact_work
 from laud_mm.profiling.plan import OneRoute
 from laud_mm.specs import (CHANNEL_MASKERS, STEP_KINDS, BottleneckShape, TransformerShape,
                            dynamic_flops)
@@ -165,7 +164,7 @@ def run_recorded(block, x, decision, route):
                           clock=SimpleNamespace(ran=lambda step: ran.append(step.kind)))
     case = block.case(x)
     program = case.shape.program(case, route)
-    expected = program.calls(exact_work(case, route, decision))
+    expected = program.calls(block.exact_work(case, route, decision))
     with Recorder() as recorder:
         run_program(block, x.clone(), execution)
     assert ran == [call.kind for call in expected]
@@ -275,7 +274,7 @@ def test_programs_multiply_what_the_op_specs_count(data):
     route = case.shape.routes(case)[0]
     if route.winograd or route.fused_masker:
         route = type(route)('listed', channels=route.channels)
-    calls = case.shape.program(case, route).calls(exact_work(case, route, decision))
+    calls = case.shape.program(case, route).calls(block.exact_work(case, route, decision))
     macs = sum(math.prod(call.sizes[:3]) * (9 if '3x3' in call.kind else 1) for call in calls
                if call.kind.startswith(('rows', 'picked')))
     specs = [op for op in shape.op_specs((16, 16)) if not op.dynamic]

@@ -15,7 +15,7 @@ FOUR = st.one_of(st.integers(1, 8), st.tuples(*[st.integers(1, 8)] * 4))
 PARADIGM = st.sampled_from([None, 'layer', 'channel', 'spatial', 'both'])
 PARADIGMS = st.one_of(PARADIGM, st.tuples(*[PARADIGM] * 4))
 COMMON = dict(
-    paradigm=(PARADIGMS, st.sampled_from(['rows', 3, ('layer',), ('layer',) * 5])),
+    paradigm=(PARADIGMS, st.sampled_from(['rows', 3, ('rows',), ['layer'] * 5])),
     spatial_granularity=(FOUR, st.sampled_from([0, -2, 1.5, 'x', (4, 0, 2, 1), (4, 4)])),
     channel_granularity=(st.sampled_from([1, 2, 4, (1, 2, 4, 8)]),
                          st.sampled_from([0, 1.5, 'x', (2, 2), (2, 0, 2, 2)])),

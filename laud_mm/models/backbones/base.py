@@ -1,6 +1,6 @@
 """What every LAUD backbone shares: execution, record, freezing, temperature."""
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -76,9 +76,14 @@ class LAUDBackbone(BaseModule):
         """The stages in order: a list of modules, each an iterable of blocks."""
         raise NotImplementedError
 
-    def run_stage(self, stage: Any, x: Tensor) -> Tensor:
-        """Run one of `stages`."""
-        return stage(x)
+    def run_stage(self, stage: Any, x: Tensor, own: ForwardPass) -> Tensor:
+        """Run one of `stages` in a forward pass."""
+        compiling = torch.compiler.is_compiling()
+        if isinstance(stage, nn.Sequential) and not compiling:
+            return stage(x)
+        for block in stage:
+            x = block.run(x, own) if compiling else block(x)
+        return x
 
     def format_output(self, x: Tensor, index: int, image_size: Size) -> Any:
         """What the backbone returns for stage `index`, given what its last block wrote."""
@@ -105,6 +110,14 @@ class LAUDBackbone(BaseModule):
         """Change how this backbone runs, in this thread: fields of `Execution`."""
         return executing(self, **changes)
 
+    def current_execution(self) -> Execution:
+        """How this backbone runs now, in this thread."""
+        # Plans are for inference: dense programs with masks record no gradients of these.
+        plan = None if torch.is_grad_enabled() else self.plan
+        own = Execution(self.execution, plan)
+        # torch.compile follows no context variables; what it compiled runs one way for good.
+        return own if torch.compiler.is_compiling() else current_execution(self, own)
+
     def as_static(self) -> AbstractContextManager['LAUDBackbone']:
         """Run as the `paradigm=None` network with the same weights: no masker, everything on."""
         return self.executing(static=True)
@@ -119,18 +132,17 @@ class LAUDBackbone(BaseModule):
             tuple[Tensor]: One output per stage in `out_indices`: an (N, C, H', W') map
             unless `format_output` says otherwise.
         """
-        # Plans are for inference: dense programs with masks record no gradients of these.
-        plan = None if torch.is_grad_enabled() else self.plan
-        execution = current_execution(self, Execution(self.execution, plan))
+        execution = self.current_execution()
         masked = execution.is_masked(self.training)
         image_size = tuple(x.shape[-2:])
         record = ActivationRecord(len(x), self.stem_specs(image_size), x.device)
         self.record = None  # frees the last pass's maskers' graph
         outputs = []
-        with forward_pass(ForwardPass(execution, masked, record)):
+        own = ForwardPass(execution, masked, record)
+        with nullcontext() if torch.compiler.is_compiling() else forward_pass(own):
             x = self.run_stem(x, not masked, execution.clock)
             for index, stage in enumerate(self.stages()):
-                x = self.run_stage(stage, x)
+                x = self.run_stage(stage, x, own)
                 if index in self.out_indices:
                     outputs.append(self.format_output(x, index, image_size))
         self.record = record

@@ -1,6 +1,7 @@
 """DynamicBlock: decide, then compute."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils import checkpoint
 
 from laud_mm import ops
 from laud_mm.models.dynamic import ForwardPass, current_pass, run_program
-from laud_mm.specs import Case, Program, Size
+from laud_mm.specs import Case, Program, Size, Work
 
 _PROGRAMS_KEPT = 32  # per block, of the sizes that came last
 
@@ -18,8 +19,8 @@ _PROGRAMS_KEPT = 32  # per block, of the sizes that came last
 class DynamicBlock(BaseModule):
     """A block that computes what its masker decides.
 
-    A subclass sets `masker` (None in a static block) and implements `decide`, `run_masked`
-    and `start`.
+    A subclass sets `masker` (None in a static block) and implements `decide`, `run_masked`,
+    `start`, `exact_work` and `static_decision`.
 
     Args:
         shape: Geometry and paradigms.
@@ -48,6 +49,10 @@ class DynamicBlock(BaseModule):
         """What the steps of a program read and write, on an input; `static`: nothing is skipped."""
         raise NotImplementedError
 
+    def exact_work(self, case: Case, route: Any, decision: Any) -> Mapping[str, Sequence[Work]]:
+        """The work of a decision on a route, as `Program.calls` takes it. Synchronises."""
+        raise NotImplementedError
+
     def static_decision(self) -> Any:
         """The decision of a block that has no masker."""
         raise NotImplementedError
@@ -65,7 +70,11 @@ class DynamicBlock(BaseModule):
         Returns:
             Tensor: The output. The decision goes to the record of the forward pass.
         """
-        own, size = current_pass(self.training), self.in_size(x)
+        return self.run(x, current_pass(self.training))
+
+    def run(self, x: Tensor, own: ForwardPass) -> Tensor:
+        """`forward` in a given pass."""
+        size = self.in_size(x)
         if self.with_cp and self.training and x.requires_grad:
             x, decision = checkpoint.checkpoint(self._forward, x, own, use_reentrant=False)
         else:

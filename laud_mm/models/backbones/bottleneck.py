@@ -9,6 +9,7 @@ from laud_mm.latency.plans import load_plan
 from laud_mm.models.dynamic import (BlockMasker, BottleneckRun, Decision, FoldCache,
                                     FoldedBottleneck, SqueezeExcitation, StemRun, fold_conv_norm,
                                     run_masked, run_steps)
+from laud_mm.models.dynamic.work import bottleneck_work
 from laud_mm.specs import dense_steps
 
 from .base import LAUDBackbone
@@ -81,6 +82,9 @@ class DynamicBottleneck(DynamicBlock):
                                "compute: use execution='masked'")
         return BottleneckRun(self, x.contiguous(memory_format=torch.channels_last),
                              self.folded())
+
+    def exact_work(self, case, route, decision):
+        return bottleneck_work(case, route, decision)
 
     def static_decision(self):
         return Decision()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from laud_mm.checkpoints.transformer import adapt_mmpretrain
 from laud_mm.models.dynamic import TransformerDecision, run_steps
 from laud_mm.models.dynamic.transformer import TokensRun, TransformerMasker, TransformerRun, run_masked
+from laud_mm.models.dynamic.work import transformer_work
 from laud_mm.registry import MODELS
 from laud_mm.specs import (NetworkSpec, OpSpec, Size, patch_grid, t2t_stem_specs, t2t_vit_shapes,
                            t2t_vit_spec)
@@ -58,6 +59,9 @@ class TransformerBlock(DynamicBlock):
 
     def start(self, x, static):
         return TransformerRun(self, x)
+
+    def exact_work(self, case, route, decision):
+        return transformer_work(case, route, decision)
 
     def static_decision(self):
         return TransformerDecision()
@@ -178,10 +182,7 @@ class LAUDT2TViT(LAUDBackbone):
         return (self.tokens_to_token, self.drop_after_pos)
 
     def stages(self) -> list:
-        return [self.encoder[i:i + 1] for i in range(self.num_stages)]
-
-    def run_stage(self, stage: Any, x: Tensor) -> Tensor:
-        return stage[0](x)
+        return [nn.ModuleList([block]) for block in self.encoder]
 
     def format_output(self, x: Tensor, index: int, image_size: Size) -> Any:
         if index == self.num_stages - 1:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,19 +15,15 @@ from .decision import Decision, TransformerDecision, expand_patches, halo
 from .transformer.run import BRANCHES, pack_tokens
 
 
-def exact_work(case: Case, route: Any, decision: Any) -> dict[str, tuple[Work, ...]]:
+def bottleneck_work(case: Case, route: BottleneckRoute,
+                    decision: Decision) -> dict[str, tuple[Work, ...]]:
     """The work of a decision, as `Program.calls` takes it. Synchronises.
 
     Args:
         case (Case): The block's case.
-        route: The route of its program.
-        decision (Masks): What it decided.
+        route (BottleneckRoute): The route of its program.
+        decision (Decision): What it decided.
     """
-    return _WORK[type(route)](case, route, decision)
-
-
-def _bottleneck_work(case: Case, route: BottleneckRoute,
-                     decision: Decision) -> dict[str, tuple[Work, ...]]:
     shape, batch = case.shape, case.batch
     if route.compute == 'dense':
         return {WHOLE: (Work(batch, channels=shape.width),)}
@@ -71,8 +66,9 @@ def _part(case: Case, patches: Tensor, channels: Tensor) -> Work:
         some_on=float(active > 0))
 
 
-def _transformer_work(case: Case, route: TransformerRoute,
-                      decision: TransformerDecision) -> dict[str, tuple[Work, ...]]:
+def transformer_work(case: Case, route: TransformerRoute,
+                     decision: TransformerDecision) -> dict[str, tuple[Work, ...]]:
+    """The work of a decision, see `bottleneck_work`."""
     tokens, heads = case.in_size[0], case.shape.num_heads
     if route.compute == 'dense':
         dense = (Work(case.batch, rows=case.batch * tokens, longest=tokens, heads=heads),)
@@ -91,5 +87,3 @@ def _transformer_work(case: Case, route: TransformerRoute,
         work[loop] = tuple(passes)
     return work
 
-
-_WORK = {BottleneckRoute: _bottleneck_work, TransformerRoute: _transformer_work}
