@@ -203,8 +203,6 @@ PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
     (('sweep', '--device', 'V100', '--best', '--paradigm', 'layer'), '--best needs'),
     (('measure', '--precision', 'tf32'), "'tf32' needs a CUDA device"),
     (('measure', '--rate', '2'), 'rate must be'),
-    (('measure', '--config', ROOT / 'configs' / 'laud_t2t_vit_14_all_t05_in1k.py'),
-     'backbone.type must be one of'),
     (('compare', '--calibration', 'no.json'), 'must be a calibration file'),
     ((*PREDICT, '--device', 'V100', '--size', '0', '224'), '--size must be two positive ints'),
     ((*PREDICT, '--device', 'V100', '--config', DETECTOR), '--network must be left out with'),
