@@ -96,14 +96,15 @@ def main():
         print('RESULT' + json.dumps(measure_config(args.one, args.size)))
         return
     from laud_mm.latency.measure import device_stamp
-    from laud_mm.latency.output import format_table, write_json
+    from laud_mm.utils.files import write_json
+    from laud_mm.utils.tables import text_table
     rows = []
     for detector in args.detector:
         done = subprocess.run(
             [sys.executable, __file__, '--one', f'{detector}_laud_{args.backbone}',
              '--size', *map(str, args.size)], stdout=subprocess.PIPE, text=True, check=True)
         rows.append(json.loads(done.stdout.split('RESULT')[1]))
-        print(format_table(rows[-1:], COLUMNS), flush=True)
+        print(text_table(rows[-1:], COLUMNS), flush=True)
     if args.json:
         write_json(dict(stamp=device_stamp('cpu'), results=rows), args.json)
 

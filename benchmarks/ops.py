@@ -17,7 +17,9 @@ import torch.nn.functional as F
 
 from laud_mm import ops
 from laud_mm.latency.measure import device_stamp, measure_interleaved
-from laud_mm.latency.output import figure, format_table, write_csv, write_json
+from laud_mm.latency.plots import figure
+from laud_mm.utils.files import write_csv, write_json
+from laud_mm.utils.tables import text_table
 from laud_mm.models.dynamic.control import random_mask
 
 # Stage -> channels outside and inside the bottleneck, side of the map, S.
@@ -225,9 +227,9 @@ def main():
                      if case.op in args.op]
             if 'masker_conv1x1' in args.op:
                 fused.append(time_fused_masker(inputs, about, args.repeats))
-    print(format_table(rows, COLUMNS))
+    print(text_table(rows, COLUMNS))
     if fused:
-        print(format_table(fused, tuple(fused[0])))
+        print(text_table(fused, tuple(fused[0])))
     if args.json:
         stamp = dict(device_stamp('cpu'), compiled=ops.has_kernel('cpu'))
         write_json(dict(stamp=stamp, results=rows, fused_masker=fused), args.json)

@@ -11,7 +11,8 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before NumPy is imported
 from laud_mm.latency import AnalyticPredictor
 from laud_mm.latency.kernels import _log_factorials, tile_candidates
 from laud_mm.latency.machine import cpu_name
-from laud_mm.latency.output import format_table, write_json
+from laud_mm.utils.files import write_json
+from laud_mm.utils.tables import text_table
 from laud_mm.latency.sweep import Predictors, sweep_settings
 from laud_mm.specs import network_spec
 
@@ -55,7 +56,7 @@ def main():
     times = [sweep_ms() for _ in range(args.repeats)]
     rows.append(dict(what='sweep of 100 resnet101 settings', mode='analytic',
                      median_ms=sorted(times)[len(times) // 2], worst_ms=max(times)))
-    print(format_table(rows, ('what', 'mode', 'median_ms', 'worst_ms')))
+    print(text_table(rows, ('what', 'mode', 'median_ms', 'worst_ms')))
     if args.json:
         write_json(dict(stamp=dict(name=cpu_name(), cores=1), results=rows), args.json)
 

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from laud_mm.latency.output import figure, replacing
+from laud_mm.latency.plots import figure
+from laud_mm.utils.files import replacing
+from laud_mm.utils.tables import html_table
 from laud_mm.visualization import plot_block_rates, plot_fractions, save_record_picture
 
 _STYLE = """body { font: 15px/1.45 sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -42,12 +44,7 @@ class Page:
         """Add a table of dicts, columns as in the first row."""
         if not rows:
             return
-        columns = list(rows[0])
-        lines = [columns, *([_cell(row.get(c)) for c in columns] for row in rows)]
-        tags = ['th', *['td'] * len(rows)]
-        self.parts.append('<table>' + ''.join(
-            '<tr>' + ''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in line) + '</tr>'
-            for tag, line in zip(tags, lines)) + '</table>')
+        self.parts.append(html_table(rows))
 
     def write(self, path):
         """Write the page, complete or not at all."""
@@ -56,12 +53,6 @@ class Page:
                 f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(self.title)}'
                 f'</title><style>{_STYLE}</style><h1>{escape(self.title)}</h1>'
                 + '\n'.join(self.parts) + '</html>\n')
-
-
-def _cell(value):
-    if value is None:
-        return ''
-    return f'{value:.4g}' if isinstance(value, float) else value
 
 
 def write_report(folder, title, inspection, run_dir=None):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from laud_mm.hooks.backbones import find_backbone, unwrap
+from laud_mm.models.find import find_backbone, unwrap
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import sys
 
 from mmengine.config import Config
 
-from laud_mm.latency.output import format_table, write_json
+from laud_mm.utils.files import write_json
+from laud_mm.utils.tables import text_table
 from laud_mm.specs import dynamic_flops, static_flops
 from laud_mm.specs.networks import backbone_spec
 
@@ -55,7 +56,7 @@ def main():
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
     print(f'{args.config}, {args.shape[0]}x{args.shape[1]}, G multiply-adds per image')
-    print(format_table(rows, list(rows[0])))
+    print(text_table(rows, list(rows[0])))
     if args.json:
         write_json(rows, args.json)
 

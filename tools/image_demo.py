@@ -15,7 +15,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import VISUALIZERS
 
 from laud_mm.checkpoints import CheckpointError
-from laud_mm.hooks.backbones import find_backbone
+from laud_mm.models.find import find_backbone
 from laud_mm.utils.run import load_config
 from laud_mm.visualization import save_activation_picture
 

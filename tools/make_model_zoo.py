@@ -12,7 +12,7 @@ from pathlib import Path
 
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
 
-from laud_mm.latency.output import replacing
+from laud_mm.utils.files import replacing
 from laud_mm.zoo import all_figures, make_metafiles, make_page, read_entries, read_results
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ require_stack()  # first: a wrong stack fails at the imports below, and names no
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from laud_mm.results import configured_target, write_results
+from laud_mm.evaluation import configured_target, write_results
 from laud_mm.utils.run import (WorkDirError, check_data, check_work_dir, load_config,
                                parse_run_arguments, use_cpu_processes)
 

@@ -3,7 +3,7 @@ import torch
 
 from laud_mm.specs import FAMILIES
 
-from .safe import CheckpointError
+from laud_mm.weights import CheckpointError
 
 
 def infer_backbone(state_dict):

@@ -7,9 +7,9 @@ from typing import Dict, Tuple
 import torch
 
 from .architecture import build_keys, infer_backbone, is_masker_key
-from .layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
+from laud_mm.weights.layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
                      name_layer_maskers, strip_classifier_prefixes)
-from .safe import CheckpointError, load_state_dict, save_state_dict
+from laud_mm.weights.safe import CheckpointError, load_state_dict, save_state_dict
 from .transformer import (check_t2t_vit, convert_adavit, convert_mmcls_t2t_vit,
                           convert_mmpretrain_t2t_vit, convert_t2t_vit, export_adavit,
                           export_mmpretrain_t2t_vit, export_t2t_vit, is_t2t_vit)

@@ -4,64 +4,22 @@ import re
 import torch
 
 from laud_mm.specs.networks import infer_t2t_vit
+from laud_mm.weights.safe import CheckpointError
+from laud_mm.weights.transformer import QKV, T2T, adapt_mmpretrain, rename_mmpretrain, scale_queries
 
-from .safe import CheckpointError
-
-_MMPRETRAIN = (
-    (re.compile(r'\bln([12])\.'), r'norm\1.'),
-    (re.compile(r'\bffn\.layers\.0\.0\.'), 'mlp.fc1.'),
-    (re.compile(r'\bffn\.layers\.1\.'), 'mlp.fc2.'),
-)
 _AUTHORS = (
     (re.compile(r'^blocks\.'), 'encoder.'),
     (re.compile(r'\.attn\.token_select\.mlp_head\.'), '.masker.token.fc.'),
     (re.compile(r'\.(head|layer)_select\.mlp_head\.'), r'.masker.\1.fc.'),
     (re.compile(r'^head\.'), 'layers.head.'),
 )
-_T2T = 'tokens_to_token'
 _TRANSFORMER_LAYER = r'(norm[12]|attn\.(qkv|proj)|mlp\.fc[12])'
 _KEY = re.compile(
-    rf'(cls_token|pos_embed|{_T2T}\.attention[12]\.w'
-    rf'|({_T2T}\.(project|attention[12]\.(kqv|proj|norm[12]|mlp\.[02]|{_TRANSFORMER_LAYER}))'
+    rf'(cls_token|pos_embed|{T2T}\.attention[12]\.w'
+    rf'|({T2T}\.(project|attention[12]\.(kqv|proj|norm[12]|mlp\.[02]|{_TRANSFORMER_LAYER}))'
     rf'|encoder\.\d+\.({_TRANSFORMER_LAYER}|masker\.(token|head|layer)\.fc)'
     r'|norm|layers\.head)\.(weight|bias))$')
-_QKV = re.compile(r'\.attn\.qkv\.(weight|bias)$')
 _QUERY = re.compile(r'\.attn\.query\.(weight|bias)$')
-
-
-def adapt_mmpretrain(state_dict, head_dims, token_dim):
-    """Make the state dict of an mmpretrain `T2T_ViT` ours, with mmpretrain's numbers.
-
-    mmpretrain 1.x multiplies the scores of attention by the square root of the
-    channels per head, where we (and T2T-ViT) divide by it; the queries take up the
-    difference. Weights that were trained with mmcls 0.x, such as the released
-    ones, scaled them as T2T-ViT does: see `convert_mmcls_t2t_vit`.
-
-    Args:
-        state_dict (dict[str, Tensor]): Keys of the backbone, mmpretrain's or ours.
-        head_dims (int): Channels per head of the blocks.
-        token_dim (int): Channels of the tokens-to-token module's layers.
-
-    Returns:
-        dict[str, Tensor]: Keys of `LAUDT2TViT`; as it was if no key is mmpretrain's.
-    """
-    renamed = {_rename_mmpretrain(key): value for key, value in state_dict.items()}
-    if set(renamed) == set(state_dict):
-        return state_dict
-    return {key: _scale_queries(value, token_dim if key.startswith(_T2T) else head_dims)
-            if _QKV.search(key) else value for key, value in renamed.items()}
-
-
-def _rename_mmpretrain(key):
-    for pattern, replacement in _MMPRETRAIN:
-        key = pattern.sub(replacement, key)
-    return key
-
-
-def _scale_queries(qkv, factor):
-    """Scale the queries' third of a joint weight or bias."""
-    queries, rest = qkv.split([len(qkv) // 3, 2 * (len(qkv) // 3)])
-    return torch.cat([queries * factor, rest])
 
 
 def convert_adavit(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -127,13 +85,13 @@ def convert_mmcls_t2t_vit(state_dict: dict[str, torch.Tensor]) -> dict[str, torc
         CheckpointError: If there is a key that has no place in ours.
     """
     return _checked(_rescale_stem({
-        _rename_mmpretrain(re.sub(r'^(backbone|head)\.', '', key)): value
+        rename_mmpretrain(re.sub(r'^(backbone|head)\.', '', key)): value
         for key, value in _plain(state_dict).items()}), "mmcls's T2T_ViT")
 
 
 def convert_mmpretrain_t2t_vit(state_dict):
     """Turn the plain keys of an mmpretrain 1.x `T2T_ViT`, with its scale of scores, into ours."""
-    named = _checked({_rename_mmpretrain(k): v for k, v in state_dict.items()},
+    named = _checked({rename_mmpretrain(k): v for k, v in state_dict.items()},
                      "mmpretrain's T2T_ViT")
     return adapt_mmpretrain(state_dict, *_attention_dims(named))
 
@@ -163,7 +121,7 @@ def export_adavit(state_dict):
     """The static part of `LAUDT2TViT` with AdaViT's keys: T2T-ViT's, each qkv in three."""
     exported = {}
     for key, value in export_t2t_vit(state_dict).items():
-        if key.startswith('blocks.') and _QKV.search(key):
+        if key.startswith('blocks.') and QKV.search(key):
             for part, third in zip(('query', 'key', 'value'), value.chunk(3)):
                 exported[key.replace('.qkv.', f'.{part}.')] = third.clone()
         else:
@@ -183,8 +141,8 @@ def export_mmpretrain_t2t_vit(state_dict):
     head_dims, token_dim = _attention_dims(state_dict)
     exported = {}
     for key, value in static.items():
-        if _QKV.search(key):
-            value = _scale_queries(value, 1 / (token_dim if key.startswith(_T2T) else head_dims))
+        if QKV.search(key):
+            value = scale_queries(value, 1 / (token_dim if key.startswith(T2T) else head_dims))
         for ours, theirs in (('.norm', '.ln'), ('.mlp.fc1.', '.ffn.layers.0.0.'),
                              ('.mlp.fc2.', '.ffn.layers.1.')):
             key = key.replace(ours, theirs)
@@ -215,12 +173,12 @@ def _plain(state_dict):
 def _rescale_stem(state_dict, invert=False):
     """Let queries take up how T2T-ViT-t scales scores: by the layers' input channels, not ours."""
     converted = dict(state_dict)
-    for layer in (f'{_T2T}.attention{i}.attn' for i in (1, 2)):
+    for layer in (f'{T2T}.attention{i}.attn' for i in (1, 2)):
         weight = state_dict.get(f'{layer}.qkv.weight')
         for key in (f'{layer}.qkv.{kind}' for kind in ('weight', 'bias')):
             if key in state_dict:
                 factor = (len(weight) / 3 / weight.shape[1])**0.5
-                converted[key] = _scale_queries(state_dict[key], 1 / factor if invert else factor)
+                converted[key] = scale_queries(state_dict[key], 1 / factor if invert else factor)
     return converted
 
 

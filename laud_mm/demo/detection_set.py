@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from .coco_masks import describe_mask, import_cv2
-from .stamps import make_stamps, paint, resize, scale_colours, transform
+from .objects import make_objects, paint, resize, scale_colours, transform
 
 CLASSES = ('cat', 'coin', 'cup', 'flower', 'ring', 'star')
 SPLITS = ('train', 'val')
@@ -176,7 +176,7 @@ def write_split(folder, split, settings, photos):
     cv2 = import_cv2()
     (folder / split).mkdir(parents=True)
     (folder / 'annotations').mkdir(exist_ok=True)
-    stamps = make_stamps(photos, split)
+    stamps = make_objects(photos, split)
     images, annotations = [], []
     number = settings.num_train if split == 'train' else settings.num_val
     size = settings.image_size

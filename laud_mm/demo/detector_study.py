@@ -5,7 +5,8 @@ from pathlib import Path
 from mmengine.device import get_device
 
 from laud_mm.latency.measure import device_stamp
-from laud_mm.latency.output import format_table, write_json
+from laud_mm.utils.files import write_json
+from laud_mm.utils.tables import text_table
 
 from .detection_demo import run_demo
 
@@ -35,10 +36,10 @@ def run_study(config_dir, train_tool, work_dir, detectors=DETECTORS):
                        read_losses(folder))
         rows.append(row)
         problems += find_problems(row)
-        print(format_table(rows, COLUMNS), flush=True)
+        print(text_table(rows, COLUMNS), flush=True)
     write_json(dict(stamp=device_stamp(get_device()), rows=rows, problems=problems),
                Path(work_dir, 'study.json'))
-    table = format_table(rows, COLUMNS)
+    table = text_table(rows, COLUMNS)
     Path(work_dir, 'table.txt').write_text(table + '\n')
     return table, problems
 

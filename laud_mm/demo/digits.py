@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .coco_masks import import_cv2
-from .stamps import resize
+from .objects import resize
 
 FORMAT = 'laud_mm digits, version 1'
 CLASSES = tuple('0123456789')

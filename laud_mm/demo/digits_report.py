@@ -1,6 +1,8 @@
 """Table and plot of the digits study, and whether it shows what it must."""
 from pathlib import Path
 
+from laud_mm.utils.tables import markdown_table
+
 _DEVICE = 'TX2'  # the device whose prediction table and plot show
 MIN_STATIC_ACCURACY = 98.0  # percent
 JUDGED_TARGET = 0.6
@@ -20,19 +22,18 @@ def make_table(rows):
     head = ('network', 'target', 'accuracy, skipping / masked', 'FLOPs fraction',
             'its deviation over images', 'measured ms / static', 'ratio',
             f'predicted {_DEVICE} ms / static', 'ratio')
-    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    lines = []
     for row in rows:
         predicted = [row[f'backbone_latency_predicted_{k}/{_DEVICE}']
                      for k in ('ms', 'static_ms', 'ratio')]
-        cells = (row['name'].replace('_', ' '), f'{row["target"]:g}',
+        lines.append((row['name'].replace('_', ' '), f'{row["target"]:g}',
                  f'{row["accuracy"]:.2f} / {row["masked_accuracy"]:.2f}',
                  f'{row["backbone_flops_fraction"]:.3f}', f'{row["flops_fraction_std"]:.3f}',
                  f'{row["backbone_latency_measured_ms"]:.3f} / '
                  f'{row["backbone_latency_static_ms"]:.3f}',
                  f'{row["backbone_latency_ratio"]:.2f}',
-                 f'{predicted[0]:.3f} / {predicted[1]:.3f}', f'{predicted[2]:.2f}')
-        lines.append('| ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+                 f'{predicted[0]:.3f} / {predicted[1]:.3f}', f'{predicted[2]:.2f}'))
+    return markdown_table(head, lines)
 
 
 def find_problems(rows):

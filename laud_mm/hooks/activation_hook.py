@@ -6,10 +6,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from laud_mm.models.find import find_backbone, unwrap
 from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs.arguments import check_choice
 
-from .backbones import find_backbone, unwrap
 
 
 class TemperatureSchedule:

@@ -1,5 +1,4 @@
 """AtomicCheckpointHook: a kill at any moment leaves a complete checkpoint to resume from."""
-import os
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -7,6 +6,7 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 
 from laud_mm.registry import HOOKS
+from laud_mm.utils.files import replacing
 
 from .random_state import RandomState
 
@@ -15,16 +15,8 @@ class AtomicLocalBackend(LocalBackend):
     """Local files that appear complete or not at all."""
 
     def put(self, obj, filepath):
-        part = f'{filepath}.part'
-        try:
-            super().put(obj, part)
-            with open(part, 'rb') as f:
-                os.fsync(f.fileno())
-            os.replace(part, filepath)
-        except OSError:
-            if os.path.exists(part):
-                os.remove(part)
-            raise
+        with replacing(filepath) as part:
+            super().put(obj, str(part))
 
 
 register_backend('laud_atomic', AtomicLocalBackend, force=True)

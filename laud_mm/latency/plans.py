@@ -15,7 +15,7 @@ from laud_mm.specs.bottleneck_program import BottleneckRoute
 
 from .calibrated import FORMAT as CALIBRATION
 from .calibrated import CalibratedPredictor, check_stamp
-from .output import write_json
+from laud_mm.utils.files import write_json
 
 FORMAT, VERSION = 'laud_mm plan', 2
 PRECISIONS = dict(fp32='float32', fp16='float16', bf16='bfloat16')

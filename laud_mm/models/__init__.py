@@ -1,4 +1,4 @@
-from laud_mm.checkpoints import allow_runner_types
+from laud_mm.weights import allow_runner_types
 
 from . import backbones, losses
 

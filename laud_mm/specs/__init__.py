@@ -9,13 +9,13 @@ from .regnet import regnet_shapes, regnet_spec, regnet_stem_specs
 from .resnet import resnet_shapes, resnet_spec, resnet_stem_specs
 from .program import Case, Loop, Program
 from .steps import STEP_KINDS, Step, StepCall, StepKind, Work, dense_steps
-from .t2t_vit import (TRANSFORMER_PARADIGMS, TransformerShape, patch_grid, t2t_stem_specs,
+from .t2t_vit import (TRANSFORMER_PARADIGMS, TransformerShape, token_grid, t2t_stem_specs,
                       t2t_vit_shapes, t2t_vit_spec)
 
 __all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'Case', 'FAMILIES', 'Family', 'Loop',
            'NETWORKS', 'NetworkSpec', 'OpSpec', 'PARADIGMS', 'Program', 'Rates', 'STEP_KINDS',
            'Size', 'Step', 'StepCall', 'StepKind', 'TRANSFORMER_PARADIGMS', 'TransformerShape',
            'Work', 'backbone_spec', 'dense_steps', 'dynamic_flops', 'family_of', 'network_spec',
-           'patch_grid', 'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'register_family',
+           'token_grid', 'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'register_family',
            'resnet_shapes', 'resnet_spec', 'resnet_stem_specs', 'static_flops', 't2t_stem_specs',
            't2t_vit_shapes', 't2t_vit_spec']

@@ -41,7 +41,7 @@ def t2t_vit_arch(arch):
     return dict(arch)
 
 
-def patch_grid(image_size: Size) -> Size:
+def token_grid(image_size: Size) -> Size:
     """Rows and columns of patch tokens that an image of (height, width) becomes."""
     return _grids(image_size)[-1]
 

@@ -3,7 +3,7 @@ from .entries import Entry, read_entries
 from .figures import Figures, all_figures, figures_of
 from .metafiles import make_metafiles
 from .page import make_page
-from .results import Results, read_results
+from .measured import Results, read_results
 
 __all__ = ['Entry', 'Figures', 'Results', 'all_figures', 'figures_of', 'make_metafiles',
            'make_page', 'read_entries', 'read_results']

@@ -5,7 +5,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from laud_mm.results import configured_target
+from laud_mm.evaluation import configured_target
 from laud_mm.specs import family_of
 
 DETECTORS = {'faster_rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet', 'mask_rcnn': 'Mask R-CNN',

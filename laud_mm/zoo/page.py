@@ -3,7 +3,9 @@ from collections.abc import Sequence
 
 from .entries import Entry
 from .figures import DEVICES, Figures
-from .results import Results
+from laud_mm.utils.tables import markdown_table
+
+from .measured import Results
 
 HEAD = """# Model zoo
 
@@ -75,8 +77,7 @@ def make_page(entries: Sequence[Entry], figures: dict[str, Figures], results: Re
 
 
 def _table(head, rows):
-    return '\n'.join(['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|',
-                      *('| ' + ' | '.join(row) + ' |' for row in rows)]) + '\n'
+    return markdown_table(head, rows) + '\n'
 
 
 def _link(entry):

@@ -28,7 +28,7 @@ def classifier(tmp_path):
 def said(monkeypatch):
     """What was logged."""
     messages = []
-    monkeypatch.setattr('laud_mm.checkpoints.pretrained.print_log',
+    monkeypatch.setattr('laud_mm.weights.pretrained.print_log',
                         lambda message, **kwargs: messages.append(message))
     return messages
 

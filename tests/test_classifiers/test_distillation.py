@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from laud_mm.checkpoints import CheckpointError
 from laud_mm.hooks import ActivationHook
-from laud_mm.hooks.backbones import find_backbone
+from laud_mm.models.find import find_backbone
 from laud_mm.models.losses import DistillationLoss
 
 from ..toy import make_runner

@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 from laud_mm.demo import detection_set
 from laud_mm.demo.detection_set import (CLASSES, SCENES, SPLITS, DemoSettings,
                                         build_detection_set, compose, describe_mask, digest,
-                                        load_photos, make_stamps)
-from laud_mm.demo.stamps import COINS
+                                        load_photos, make_objects)
+from laud_mm.demo.objects import COINS
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'make_demo_data.py'
 TINY = {'num_train': 4, 'num_val': 2, 'seed': 0}
@@ -94,7 +94,7 @@ def test_boxes_polygons_and_areas_agree(tiny, split):
 @pytest.mark.parametrize('size', [64, 160, 301])
 def test_polygons_cover_the_visible_masks(photos, size):
     for split in SPLITS:
-        stamps = make_stamps(photos, split)
+        stamps = make_objects(photos, split)
         for seed in range(6):
             rng = np.random.Generator(np.random.PCG64(seed))
             image, objects = compose(rng, split, size, photos, stamps)
@@ -169,7 +169,7 @@ def test_train_and_val_share_no_pixel_of_a_scene_and_no_coin(photos):
     for name, (left, _, right, _) in SCENES['train']:
         if name in val:
             assert right <= val[name][0] or val[name][2] <= left
-    coins = [len(make_stamps(photos, split)['coin']) for split in SPLITS]
+    coins = [len(make_objects(photos, split)['coin']) for split in SPLITS]
     assert coins == [18, 6] and len(COINS) == 24
 
 

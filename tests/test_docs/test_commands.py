@@ -147,3 +147,19 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
                            '--site-dir', str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / 'api' / 'latency' / 'index.html').is_file()
+
+
+def test_the_page_on_paradigms_names_files_that_hold_what_it_says():
+    text = (ROOT / 'docs' / 'paradigms.md').read_text()
+    files = re.findall(r'^\| `([\w/]+\.py)` \| (.+) \|$', text, re.M)
+    assert len(files) == 9
+    for name, what in files:
+        content = (ROOT / name).read_text()
+        assert all(word in content for word in re.findall(r'`(\w+)`', what)), name
+    for paradigm in PARADIGMS:  # every place that knows one paradigm by its name is on the page
+        knows = {str(path.relative_to(ROOT)) for path in (ROOT / 'laud_mm').rglob('*.py')
+                 if re.search(rf"'{paradigm}' in |{paradigm}=(\(|'\w+'\))|\.{paradigm}_skipping",
+                              path.read_text())
+                 and ('specs/bottleneck' in str(path) or 'models/dynamic/' in str(path))
+                 and 'transformer' not in str(path)}
+        assert knows <= {name for name, _ in files}, paradigm

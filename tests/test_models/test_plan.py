@@ -13,7 +13,7 @@ from laud_mm.latency.plans import (BlockTimes, CalibratedPlan, ExecutionPlan, Me
 from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck, LAUDResNet
 from laud_mm.models.dynamic import (Decision, Execution, force_rate, replay, run_masked,
                                     run_program)
-from laud_mm.profiling.plan import OneRoute, make_plan
+from laud_mm.profiling.make_plan import OneRoute, make_plan
 from laud_mm.specs import BottleneckShape, Case
 
 from ..conftest import ARCHS, randomize_norms

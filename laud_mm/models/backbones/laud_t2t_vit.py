@@ -9,14 +9,14 @@ from mmengine.model import ModuleList
 from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from laud_mm.checkpoints.transformer import adapt_mmpretrain
 from laud_mm.models.dynamic import TransformerDecision, run_steps
 from laud_mm.models.dynamic.transformer import TokensRun, TransformerMasker, TransformerRun, run_masked
 from laud_mm.models.dynamic.work import transformer_work
 from laud_mm.registry import MODELS
-from laud_mm.specs import (NetworkSpec, OpSpec, Size, patch_grid, t2t_stem_specs, t2t_vit_shapes,
+from laud_mm.specs import (NetworkSpec, OpSpec, Size, token_grid, t2t_stem_specs, t2t_vit_shapes,
                            t2t_vit_spec)
 from laud_mm.specs.arguments import Paradigm, check_choice, check_fraction, check_positive_int
+from laud_mm.weights.transformer import adapt_mmpretrain
 
 from .base import LAUDBackbone
 from .block import DynamicBlock
@@ -144,7 +144,7 @@ class LAUDT2TViT(LAUDBackbone):
         self.tokens_to_token = TokensToToken(in_channels, token_dim, dims, t2t_type)
         self.t2t_type = t2t_type
         self.cls_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, dims), std=0.02))
-        rows, columns = patch_grid(self.img_size)
+        rows, columns = token_grid(self.img_size)
         self.register_buffer('pos_embed', sinusoids(rows * columns + 1, dims))
         self.drop_after_pos = nn.Dropout(drop_rate)
         self.encoder = ModuleList(
@@ -164,11 +164,11 @@ class LAUDT2TViT(LAUDBackbone):
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) to tokens with their positions, the class token first."""
-        grid = patch_grid(x.shape[-2:])
+        grid = token_grid(x.shape[-2:])
         x = self.tokens_to_token(x)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
         return self.drop_after_pos(
-            x + resize_positions(self.pos_embed, patch_grid(self.img_size), grid))
+            x + resize_positions(self.pos_embed, token_grid(self.img_size), grid))
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return t2t_stem_specs(image_size, self.in_channels, self.token_dim,
@@ -192,7 +192,7 @@ class LAUDT2TViT(LAUDBackbone):
         if self.out_type == 'avg_featmap':
             return x[:, 1:].mean(1)
         if self.out_type == 'featmap':
-            return x[:, 1:].transpose(1, 2).unflatten(2, patch_grid(image_size))
+            return x[:, 1:].transpose(1, 2).unflatten(2, token_grid(image_size))
         return x
 
     def _freeze(self):
@@ -243,4 +243,4 @@ def _adapt_state_dict(net, state_dict, prefix, *_):
         side = round((positions.shape[1] - 1)**0.5)
         if side**2 == positions.shape[1] - 1:
             state_dict[f'{prefix}pos_embed'] = resize_positions(
-                positions, (side, side), patch_grid(net.img_size))
+                positions, (side, side), token_grid(net.img_size))

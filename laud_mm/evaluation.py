@@ -1,7 +1,8 @@
 """The table of one evaluation: accuracy, backbone FLOPs and latency, averaged over the set."""
 from pathlib import Path
 
-from laud_mm.latency.output import write_json
+from laud_mm.utils.files import write_json
+from laud_mm.utils.tables import markdown_table
 
 PREDICTED = 'backbone_latency_predicted_ms/'
 
@@ -76,9 +77,7 @@ def backbone_rows(metrics, target=None):
 
 def format_rows(rows, heading='evaluation'):
     """Lay rows out as a markdown table."""
-    width = max(len(name) for name, _ in (*rows, (heading, '')))
-    lines = [f'| {heading:{width}} | value |', f'|{"-" * (width + 2)}|---|']
-    return '\n'.join(lines + [f'| {name:{width}} | {value} |' for name, value in rows])
+    return markdown_table((heading, 'value'), rows)
 
 
 def write_results(metrics, folder, about, target=None):

@@ -14,7 +14,7 @@ from laud_mm.specs import NETWORKS, Rates, backbone_spec, family_of
 from laud_mm.specs.arguments import check_choice, check_fraction
 from laud_mm.registry import MODELS
 
-from .plan import block_inputs
+from .make_plan import block_inputs
 from .probe import DriftProbe
 
 MEASURED_COLUMNS = ('network', 'paradigm', 'granularity', 'realised_rate', 'batch',

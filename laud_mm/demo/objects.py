@@ -11,7 +11,7 @@ QUARTER = (1024, 989, 887, 724, 512, 265)  # cosines of 0, 15, ... 75 degrees
 COS = (*QUARTER, 0, *[-c for c in QUARTER[:0:-1]], *[-c for c in QUARTER], 0, *QUARTER[:0:-1])
 SIN = COS[-6:] + COS[:-6]
 
-STAMP = 128  # side of an object's square image before it is scaled
+SIDE = 128  # side of an object's square image before it is scaled
 TEXTURES = ('brick', 'grass', 'gravel')
 PALETTE = ((250, 210, 30), (40, 200, 70), (60, 120, 250), (240, 70, 200), (40, 220, 230),
            (250, 250, 250))
@@ -44,12 +44,12 @@ COINS = ((44, 54, 22, 19), (101, 56, 20, 17), (155, 52, 23, 22), (216, 51, 24, 2
          (172, 262, 28, 25), (244, 264, 25, 23), (301, 264, 26, 24), (357, 269, 22, 21))
 
 
-def make_stamps(photos, split):
+def make_objects(photos, split):
     """Make the upright objects that a split pastes.
 
     Returns:
         dict[str, list[np.ndarray]]: Class name to RGBA images, uint8 of shape
-        (STAMP, STAMP, 4), colours multiplied by alpha.
+        (SIDE, SIDE, 4), colours multiplied by alpha.
     """
     coins = [c for i, c in enumerate(COINS) if (i % 4 == 3) == (split == 'val')]
     white = np.full((512, 512, 3), 255, np.uint8)
@@ -60,12 +60,12 @@ def make_stamps(photos, split):
             'coin': [cut_out(photos['coins'], polygonise(*coin)) for coin in coins],
             'cup': [cut_out(photos['coffee'], CUP)],
             'flower': [cut_out(photos['flower'], FLOWER)],
-            'ring': [resize(apply_alpha(white, ring), STAMP)],
-            'star': [resize(apply_alpha(white, star), STAMP)]}
+            'ring': [resize(apply_alpha(white, ring), SIDE)],
+            'star': [resize(apply_alpha(white, star), SIDE)]}
 
 
 def cut_out(photo, outline):
-    """Cut the inside of an outline: RGBA, uint8 of shape (STAMP, STAMP, 4)."""
+    """Cut the inside of an outline: RGBA, uint8 of shape (SIDE, SIDE, 4)."""
     points = np.array(outline)
     (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
     height, width = bottom - top, right - left
@@ -75,15 +75,15 @@ def cut_out(photo, outline):
     square = np.zeros((side, side, 4), np.uint8)
     y, x = (side - height) // 2, (side - width) // 2
     square[y:y + height, x:x + width] = cut
-    return resize(square, STAMP)
+    return resize(square, SIDE)
 
 
 def paint(rng, stamp, photos):
     """Colour a white stamp and grain it with a photographed texture."""
     colour = np.array(PALETTE[rng.integers(len(PALETTE))])
     texture = photos[TEXTURES[rng.integers(len(TEXTURES))]]
-    y, x = rng.integers(0, 512 - STAMP, size=2)
-    grain = 128 + texture[y:y + STAMP, x:x + STAMP].astype(np.int32) // 2
+    y, x = rng.integers(0, 512 - SIDE, size=2)
+    grain = 128 + texture[y:y + SIDE, x:x + SIDE].astype(np.int32) // 2
     colours = stamp[..., :3] * colour * grain // (255 * 255)
     return np.concatenate([colours.astype(np.uint8), stamp[..., 3:]], axis=2)
 

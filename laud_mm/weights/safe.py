@@ -1,5 +1,4 @@
 """Safe reading of checkpoints: weights only, and never a half-written one."""
-import os
 import pickle
 import re
 import zipfile
@@ -7,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from laud_mm.utils.files import replacing
 
 
 class CheckpointError(RuntimeError):
@@ -65,18 +66,13 @@ def save_state_dict(state_dict: dict[str, torch.Tensor], path: str | Path) -> No
         CheckpointError: If `.safetensors` is asked for and the library is missing.
     """
     path = Path(path)
-    part = path.with_name(f'.{path.name}.part')
     writer = _safetensors(path) if path.suffix == '.safetensors' else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with replacing(path) as part:
         if writer:
             # The format knows neither views nor shared memory.
             writer.save_file({k: v.contiguous().clone() for k, v in state_dict.items()}, part)
         else:
             torch.save({'state_dict': state_dict}, part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _safetensors(path):

@@ -1,7 +1,7 @@
 """Find the LAUD backbones of any model."""
 from mmengine.model import is_model_wrapper
 
-from laud_mm.models.backbones import LAUDBackbone
+from .backbones import LAUDBackbone
 
 
 def unwrap(model):

@@ -1,70 +1,18 @@
-"""Tables, CSV, JSON and plots of latency figures."""
-import csv
-import json
-import os
+"""Plots of latency figures."""
 from contextlib import contextmanager
-from pathlib import Path
 
-
-def format_table(rows, columns):
-    """Lay out rows as an aligned text table.
-
-    Args:
-        rows (Sequence[dict]): The rows.
-        columns (Sequence[str]): Keys, in order; also the headings.
-    """
-    def text(value):
-        if isinstance(value, float):
-            return f'{value:.4g}' if abs(value) < 1000 else f'{value:.0f}'
-        return '' if value is None else str(value)
-
-    cells = [list(columns), *([text(row.get(c)) for c in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return '\n'.join('  '.join(c.rjust(w) for c, w in zip(line, widths)) for line in cells)
-
-
-@contextmanager
-def replacing(path):
-    """Write beside `path`, then take its place: complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.stem}.part{path.suffix}')
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(content, path):
-    """Write JSON, complete or not at all."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=2) + '\n')
-
-
-def write_csv(rows, path):
-    """Write rows as CSV with a heading, complete or not at all."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with replacing(path) as part, open(part, 'w', newline='') as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+from laud_mm.utils.files import replacing
 
 
 @contextmanager
 def figure(path, width=6.0, height=4.0):
     """A matplotlib axes that is saved to `path` (PNG, PDF or SVG) at the end."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-    fig, axes = pyplot.subplots(figsize=(width, height))
-    try:
-        yield axes
-        fig.tight_layout()
-        with replacing(path) as part:
-            fig.savefig(part, dpi=120)
-    finally:
-        pyplot.close(fig)
+    from matplotlib.figure import Figure
+    drawn = Figure(figsize=(width, height))
+    yield drawn.subplots()
+    drawn.tight_layout()
+    with replacing(path) as part:
+        drawn.savefig(part, dpi=120)
 
 
 def plot_lines(rows, path, x, y='ratio', lines=('paradigm', 'granularity')):

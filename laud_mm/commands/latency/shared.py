@@ -1,0 +1,158 @@
+"""What the subcommands share: arguments, checks before any work, settings, outputs."""
+import warnings
+from pathlib import Path
+
+from laud_mm.latency.hardware import known_devices
+from laud_mm.latency.published import FUSIONS
+from laud_mm.specs import FAMILIES, NETWORKS
+from laud_mm.specs.arguments import paradigm_set
+from laud_mm.utils.files import write_csv, write_json
+
+SKIPPED = tuple(dict.fromkeys(p for family in FAMILIES.values() for p in family.paradigms))
+PARADIGMS = (*SKIPPED, 'both', 'none')
+COLUMNS = ('network', 'device', 'paradigm', 'granularity', 'rate', 'batch', 'image_size',
+           'flops_fraction', 'static_latency_per_image_ms', 'latency_per_image_ms', 'ratio')
+
+
+def add_outputs(parser, plot):
+    parser.add_argument('--json', help='write everything to this JSON file')
+    parser.add_argument('--csv', help='write the table to this CSV file')
+    parser.add_argument('--plot', help=f'write a plot of {plot} to this .png, .pdf or .svg file')
+
+
+def add_networks(parser, several):
+    many = dict(nargs='+') if several else {}
+
+    parser.add_argument('--network', choices=NETWORKS, help='default: resnet101', **many)
+    parser.add_argument('--paradigm', choices=PARADIGMS, **many)
+    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
+                        help='of the images; default: 800 1216 for the config of a detector, '
+                             'else 224 224')
+
+
+def add_config(parser):
+    parser.add_argument('--config', help='the backbone of this config, instead of --network, '
+                                         '--paradigm and --granularity')
+
+
+def check_networks(args):
+    """Fill in what --network, --size and --batch default to; refuse what a config decides."""
+    if not hasattr(args, 'network'):
+        return
+    detector = False
+    if getattr(args, 'config', None):
+        for field in ('network', 'paradigm', 'granularity'):
+            if getattr(args, field) is not None:
+                raise ValueError(f'--{field} must be left out with --config, which says it, '
+                                 f'got {getattr(args, field)!r}')
+        detector = any(key.endswith('_head') for key in args_model(args))
+    if args.network is None:
+        args.network = 'resnet101' if args.command == 'predict' else ['resnet101']
+    args.size = tuple(args.size or ((800, 1216) if detector else (224, 224)))
+    if min(args.size) < 1:
+        raise ValueError(f'--size must be two positive ints, got {list(args.size)}')
+    if args.command == 'predict' and args.batch is None and detector:
+        args.batch = 1  # as images come
+
+
+def check_device(name):
+    """Refuse what is no device of torch, such as one of the hardware table."""
+    import torch
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f'--device must be a device of torch, such as cpu or cuda, got {name!r}; '
+                         'another device can be predicted for') from error
+
+
+def check_outputs(args):
+    """Refuse outputs that could not be written, before any work."""
+    for field in ('json', 'csv', 'plot', 'out'):
+        path = getattr(args, field, None)
+        if path is None:
+            continue
+        if Path(path).is_dir():
+            raise ValueError(f'--{field} must be a file, got the folder {path}')
+        if field == 'plot' and Path(path).suffix not in ('.png', '.pdf', '.svg'):
+            raise ValueError(f'--plot must end in .png, .pdf or .svg, got {path}')
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
+def paradigm_of(name):
+    return None if name in (None, 'none') else name
+
+
+def granularity_of(values, paradigm):
+    """S or G per stage from the command line, for the paradigms that have one."""
+    if values is None or not {'spatial', 'channel'} & set(paradigm_set(paradigm, SKIPPED)):
+        return None
+    if isinstance(values, str):
+        if not all(v.isdigit() for v in values.split('-')):
+            raise ValueError(f'--granularity must be ints joined by -, such as 8-4-7-1, '
+                             f'got {values!r}')
+        values = [int(v) for v in values.split('-')]
+    return tuple(values) * (4 if len(values) == 1 else 1)
+
+
+def track(sequence):
+    """Iterate with a progress bar on the error stream, which rarely moves: it disturbs timings."""
+    from rich.console import Console
+    from rich.progress import track as rich_track
+    return rich_track(sequence, console=Console(stderr=True), transient=True,
+                      refresh_per_second=0.5)
+
+
+def write_outputs(args, content, rows):
+    if args.json:
+        write_json(content[0] if len(content) == 1 else content, args.json)
+    if args.csv:
+        write_csv(rows, args.csv)
+
+
+def fusions_of(text):
+    return {'all': FUSIONS, 'none': ()}.get(text, tuple(text.split('+')))
+
+
+def args_model(args):
+    """The model of --config, as plain dicts."""
+    from mmengine.config import Config
+    # Reading a `mmdet::` config warns of what only mmengine can mend.
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+    model = Config.fromfile(args.config).get('model')
+    if model is None or 'backbone' not in model:
+        raise ValueError(f'--config must have a model with a backbone, {args.config} has none')
+    return model.to_dict()
+
+
+def bench_settings(args, rates=None, batches=None, block_rates=None):
+    """The `BenchSetting`s of a command line; rates and batches instead of its own."""
+    from laud_mm.profiling.bench import BenchSetting
+    if args.config:
+        backbone = args_model(args)['backbone']
+        return [BenchSetting(Path(args.config).stem, backbone.get('paradigm', 'layer'), rate,
+                             batch, None, tuple(args.size), block_rates, backbone)
+                for rate in rates or args.rate for batch in batches or args.batch]
+    paradigms = [paradigm_of(p) for p in args.paradigm or ('layer', 'channel', 'spatial')]
+    return [BenchSetting(network, paradigm, rate, batch,
+                         granularity_of(args.granularity, paradigm), tuple(args.size), block_rates)
+            for network in args.network for paradigm in paradigms for rate in rates or args.rate
+            for batch in batches or args.batch]
+
+
+def add_devices(parser):
+    parser.add_argument('--device', nargs='+', required=True,
+                        help=f'{", ".join(known_devices())}, or a device or calibration file')
+    parser.add_argument('--published', action='store_true',
+                        help="count what the papers' predictor counts, as it does")
+    parser.add_argument('--any-machine', action='store_true',
+                        help='use a calibration of another machine or torch version')
+
+
+def add_measurement(parser):
+    add_networks(parser, several=True)
+    add_config(parser)
+    parser.add_argument('--rate', nargs='+', type=float, default=[0.5])
+    parser.add_argument('--granularity', help='S or G, such as 8-4-7-1')
+    parser.add_argument('--batch', nargs='+', type=int, default=[1])
+    parser.add_argument('--warmup', type=int, default=5)
+    parser.add_argument('--repeats', type=int, default=30)
