@@ -12,6 +12,11 @@ ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = '8.0;9.0;12.0+PTX'
 # What the OpenMMLab tools look for inside an installed package.
 MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools'}
+# The studies of this repository and the zoo's page are no part of an installation.
+ONLY_HERE = ('laud_mm.demo', 'laud_mm.zoo')
+TOOLS_ONLY_HERE = ('run_demo.py', 'run_digits.py', 'run_coco_small.py', 'make_gallery.py',
+                   'make_demo_data.py', 'make_model_zoo.py', 'soak.py', 'setup_env.py',
+                   'check_cuda.py')
 MIM_INDEX = ('model-index.yml', 'metafiles/*.yml')  # name configs by their place in MIM_CONTENT
 
 
@@ -42,7 +47,8 @@ class BuildWithMim(build_py):
             if link:
                 target.symlink_to(os.path.relpath(source, target.parent))
             elif source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.copytree(source, target, ignore=shutil.ignore_patterns(
+                    '__pycache__', *TOOLS_ONLY_HERE))
         for path in (path for pattern in MIM_INDEX for path in ROOT.glob(pattern)):
             target = mim / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +115,8 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11',
-    packages=find_packages(include=['laud_mm', 'laud_mm.*']),  # laud_mm/ops links to ops/
+    packages=find_packages(include=['laud_mm', 'laud_mm.*'],  # laud_mm/ops links to ops/
+                           exclude=ONLY_HERE),
     package_data={'laud_mm': ['py.typed', 'latency/data/*.json']},
     **{'cmdclass': {'build_py': BuildWithMim}, **extension()},
     install_requires=[

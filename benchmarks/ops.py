@@ -8,8 +8,8 @@ plain copy or sum. An exact share of units is on, at random places.
 """
 import argparse
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from laud_mm import ops
 from laud_mm.latency.measure import device_stamp, measure_interleaved
 from laud_mm.latency.plots import figure
+from laud_mm.models.dynamic.control import random_mask
 from laud_mm.utils.files import write_csv, write_json
 from laud_mm.utils.tables import text_table
-from laud_mm.models.dynamic.control import random_mask
 
 # Stage -> channels outside and inside the bottleneck, side of the map, S.
 STAGES = {1: (256, 64, 56, 4), 2: (512, 128, 28, 4), 3: (1024, 256, 14, 2), 4: (2048, 512, 7, 1)}
@@ -40,7 +40,7 @@ class OpCase:
     """
     op: str
     run: Callable
-    dense: Optional[Callable] = None
+    dense: Callable | None = None
     variant: str = ''
 
 
@@ -69,7 +69,6 @@ class Inputs:
         index, count = ops.compact(groups)
         self.picks = dict(channel_index=index, channel_count=count, group_size=2)
         self.whole = ops.active_patches(torch.ones(n, 1, 1))
-        self.samples = random_mask(torch.ones(n), rate).nonzero()[:, 0]
         self.logit = torch.randn(c), torch.zeros(1)
         self.excitation = [torch.randn(*shape) for shape in (
             (w // 4, w), (w // 4,), (w, w // 4), (w,))]
@@ -96,7 +95,6 @@ def cases(i):
     n, side, s = i.batch, i.side, i.s
     pooled = i.logit[0].view(1, -1, 1, 1)
     out, rows, tokens = i.x.clone(), i.rows.clone(), i.tokens.clone()
-    residual = i.x[i.samples].contiguous(memory_format=torch.channels_last)
     token_rows = torch.rand(len(i.token_index), i.channels)
 
     def conv(x, weights, padding=0):
@@ -142,9 +140,6 @@ def cases(i):
             'patches'),
         OpCase('excite_patches_', lambda op: op(
             rows.copy_(i.rows), *i.units, side, side, s, *i.excitation), excite),
-        OpCase('gather_samples', lambda op: op(i.x, i.samples), lambda: i.x.clone()),
-        OpCase('add_relu_samples_', lambda op: op(out, i.x, i.samples, residual),
-               lambda: F.relu_(torch.add(i.x, i.x))),
         OpCase('gather_tokens', lambda op: op(i.tokens, i.token_index), lambda: i.tokens.clone()),
         OpCase('scatter_add_tokens_', lambda op: op(tokens, i.token_index, token_rows),
                lambda: torch.add(i.tokens, i.tokens)),

@@ -11,10 +11,10 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # before NumPy is imported
 from laud_mm.latency import AnalyticPredictor
 from laud_mm.latency.kernels import _log_factorials, tile_candidates
 from laud_mm.latency.machine import cpu_name
-from laud_mm.utils.files import write_json
-from laud_mm.utils.tables import text_table
 from laud_mm.latency.sweep import Predictors, sweep_settings
 from laud_mm.specs import network_spec
+from laud_mm.utils.files import write_json
+from laud_mm.utils.tables import text_table
 
 
 def cold_prediction_ms(paradigm, published):

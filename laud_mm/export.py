@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from laud_mm.utils.files import replacing
 from laud_mm.models.backbones import LAUDBackbone
 from laud_mm.ops import use_references
 from laud_mm.specs.arguments import check_choice, check_positive_int
+from laud_mm.utils.files import replacing
 
 FORMATS = {'torchscript': '.pt', 'onnx': '.onnx'}
 OPSET = 18

@@ -1,11 +1,16 @@
 """Operations of dynamic execution, each with a plain-PyTorch reference."""
 from . import library
 from .excite import excite_patches_
-from .layer_skip import add_relu_samples_, gather_samples
 from .library import OPERATIONS, has_kernel, use_references
 from .maskers import masker_conv1x1, patch_mask, position_means
-from .patch_conv import (conv1x1_add_patches_, conv1x1_positions, conv3x3_patches, pack_conv,
-                         pack_winograd, slice_ready)
+from .patch_conv import (
+                         conv1x1_add_patches_,
+                         conv1x1_positions,
+                         conv3x3_patches,
+                         pack_conv,
+                         pack_winograd,
+                         slice_ready,
+)
 from .tokens import gather_tokens, scatter_add_tokens_
 from .units import active_patches, compact, halo_positions, patch_positions
 

@@ -5,8 +5,15 @@ import sys
 import pytest
 import torch
 
-from laud_mm.export import (example_images, export_onnx, export_program, export_torchscript,
-                            largest_difference, run_onnx, run_torchscript)
+from laud_mm.export import (
+    example_images,
+    export_onnx,
+    export_program,
+    export_torchscript,
+    largest_difference,
+    run_onnx,
+    run_torchscript,
+)
 from laud_mm.models.backbones import LAUDResNet
 from laud_mm.registry import MODELS
 

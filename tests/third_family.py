@@ -16,11 +16,30 @@ from laud_mm.latency.kernel_table import launches
 from laud_mm.latency.kernels import Launch, Stream
 from laud_mm.models.backbones.base import LAUDBackbone
 from laud_mm.models.backbones.block import DynamicBlock
-from laud_mm.models.dynamic import (Decision, MaskerSet, SpatialMasker, StemRun, fold_conv_norm,
-                                    run_steps, runs)
+from laud_mm.models.dynamic import (
+    Decision,
+    MaskerSet,
+    SpatialMasker,
+    StemRun,
+    fold_conv_norm,
+    run_steps,
+    runs,
+)
 from laud_mm.registry import MODELS
-from laud_mm.specs import (STEP_KINDS, Case, Family, NetworkSpec, OpSpec, Program, Rates, Step,
-                           StepKind, Work, dense_steps, register_family)
+from laud_mm.specs import (
+    STEP_KINDS,
+    Case,
+    Family,
+    NetworkSpec,
+    OpSpec,
+    Program,
+    Rates,
+    Step,
+    StepKind,
+    Work,
+    dense_steps,
+    register_family,
+)
 from laud_mm.specs.arguments import paradigm_set
 from laud_mm.specs.program import WHOLE, around
 

@@ -16,8 +16,15 @@ require_stack()  # first: a wrong stack fails at the imports below, and names no
 import torch
 
 from laud_mm.checkpoints import CheckpointError, load_pretrained
-from laud_mm.export import (FORMATS, example_images, export_onnx, export_torchscript,
-                            largest_difference, run_onnx, run_torchscript)
+from laud_mm.export import (
+    FORMATS,
+    example_images,
+    export_onnx,
+    export_torchscript,
+    largest_difference,
+    run_onnx,
+    run_torchscript,
+)
 from laud_mm.registry import MODELS
 from laud_mm.utils.run import load_config
 

@@ -191,7 +191,7 @@ def install_mmcv(python, cache):
 def has_toolkit(torch_cuda):
     """Whether a CUDA toolkit that fits torch is there; says so when not."""
     home = os.environ.get('CUDA_HOME') or os.environ.get('CUDA_PATH')
-    # As torch looks for it: the variable, the path, the usual place.
+    # As torch looks for it: the variable, the path, the default place.
     nvcc = (Path(home, 'bin', 'nvcc') if home
             else Path(shutil.which('nvcc') or '/usr/local/cuda/bin/nvcc'))
     found = 'no nvcc'

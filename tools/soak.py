@@ -27,8 +27,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from laud_mm.checkpoints import allow_runner_types, find_resumable
-from laud_mm.utils.files import write_json
 from laud_mm.models.backbones import LAUDResNet
+from laud_mm.utils.files import write_json
 
 EPOCHS, IMAGES, BATCH, TOLERANCE = 12, 12, 4, 1e-6
 

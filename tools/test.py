@@ -11,8 +11,14 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from laud_mm.evaluation import configured_target, write_results
-from laud_mm.utils.run import (WorkDirError, check_data, check_work_dir, load_config,
-                               parse_run_arguments, use_cpu_processes)
+from laud_mm.utils.run import (
+    WorkDirError,
+    check_data,
+    check_work_dir,
+    load_config,
+    parse_run_arguments,
+    use_cpu_processes,
+)
 
 
 def parse_args():

@@ -10,8 +10,16 @@ require_stack()  # first: a wrong stack fails at the imports below, and names no
 from mmengine.runner import Runner
 
 from laud_mm.checkpoints import find_resumable
-from laud_mm.utils.run import (WorkDirError, check_data, check_teacher, check_work_dir, enable_amp,
-                               load_config, parse_run_arguments, use_cpu_processes)
+from laud_mm.utils.run import (
+    WorkDirError,
+    check_data,
+    check_teacher,
+    check_work_dir,
+    enable_amp,
+    load_config,
+    parse_run_arguments,
+    use_cpu_processes,
+)
 
 
 def parse_args():

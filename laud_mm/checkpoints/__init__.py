@@ -1,6 +1,12 @@
 """Converting checkpoints; reading and resuming them is in `laud_mm.weights`."""
-from laud_mm.weights import (CheckpointError, allow_runner_types, find_resumable, load_pretrained,
-                             load_state_dict, save_state_dict)
+from laud_mm.weights import (
+                             CheckpointError,
+                             allow_runner_types,
+                             find_resumable,
+                             load_pretrained,
+                             load_state_dict,
+                             save_state_dict,
+)
 
 from .convert import SOURCES, TARGETS, Conversion, convert_file, convert_laudnet
 from .transformer import convert_adavit, convert_mmcls_t2t_vit, convert_t2t_vit

@@ -2,7 +2,6 @@
 import torch
 
 from laud_mm.specs import FAMILIES
-
 from laud_mm.weights import CheckpointError
 
 

@@ -2,17 +2,30 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Tuple
 
 import torch
 
-from .architecture import build_keys, infer_backbone, is_masker_key
-from laud_mm.weights.layout import (CLASSIFIER_KEYS, add_classifier_prefixes, compare_keys,
-                     name_layer_maskers, strip_classifier_prefixes)
+from laud_mm.weights.layout import (
+    CLASSIFIER_KEYS,
+    add_classifier_prefixes,
+    compare_keys,
+    name_layer_maskers,
+    strip_classifier_prefixes,
+)
 from laud_mm.weights.safe import CheckpointError, load_state_dict, save_state_dict
-from .transformer import (check_t2t_vit, convert_adavit, convert_mmcls_t2t_vit,
-                          convert_mmpretrain_t2t_vit, convert_t2t_vit, export_adavit,
-                          export_mmpretrain_t2t_vit, export_t2t_vit, is_t2t_vit)
+
+from .architecture import build_keys, infer_backbone, is_masker_key
+from .transformer import (
+    check_t2t_vit,
+    convert_adavit,
+    convert_mmcls_t2t_vit,
+    convert_mmpretrain_t2t_vit,
+    convert_t2t_vit,
+    export_adavit,
+    export_mmpretrain_t2t_vit,
+    export_t2t_vit,
+    is_t2t_vit,
+)
 
 # The authors' names of a block's maskers, and ours.
 _LAUDNET_MASKERS = (
@@ -138,10 +151,10 @@ class Conversion:
             and training starts afresh.
         dropped (tuple[str, ...]): Keys of maskers that the target has no place for.
     """
-    state_dict: Dict[str, torch.Tensor]
+    state_dict: dict[str, torch.Tensor]
     backbone: dict
-    fresh: Tuple[str, ...]
-    dropped: Tuple[str, ...]
+    fresh: tuple[str, ...]
+    dropped: tuple[str, ...]
 
 
 def convert_file(source: str, src: str | Path, dst: str | Path, prefix: str = '',

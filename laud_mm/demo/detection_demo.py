@@ -9,8 +9,8 @@ import torch
 from mmengine.runner import Runner
 
 from laud_mm.checkpoints import find_resumable
-from laud_mm.models.find import find_backbone, unwrap
 from laud_mm.evaluation import accuracy_rows, backbone_rows, configured_target, format_rows
+from laud_mm.models.find import find_backbone, unwrap
 from laud_mm.utils.run import load_config
 from laud_mm.visualization import save_detection_picture
 

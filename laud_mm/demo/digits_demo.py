@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from mmengine.runner import Runner
 
-from laud_mm.weights.safe import is_complete
-from laud_mm.models.find import find_backbone
 from laud_mm.latency.measure import device_stamp
+from laud_mm.models.find import find_backbone
 from laud_mm.utils.files import write_json
 from laud_mm.utils.run import load_config
+from laud_mm.weights.safe import is_complete
 
 from .digits import build_digits
 from .digits_report import find_problems, make_table, plot_study

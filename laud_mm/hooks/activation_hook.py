@@ -11,7 +11,6 @@ from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs.arguments import check_choice
 
 
-
 class TemperatureSchedule:
     """Gumbel temperature over the training.
 

@@ -11,12 +11,10 @@ from laud_mm.latency.analytic import check_batch
 from laud_mm.latency.calibrated import load_predictor
 from laud_mm.latency.measure import device_stamp, measure_interleaved
 from laud_mm.latency.plots import plot_report
-from laud_mm.utils.files import write_json
-from laud_mm.latency.report import (BackboneStatistics, predict_report, report_metrics,
-                                    round_size)
+from laud_mm.latency.report import BackboneStatistics, predict_report, report_metrics, round_size
 from laud_mm.models.find import find_backbone
 from laud_mm.registry import HOOKS
-
+from laud_mm.utils.files import write_json
 
 
 @HOOKS.register_module()

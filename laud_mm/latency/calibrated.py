@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from laud_mm.specs import BlockSpec, Rates
+from laud_mm.utils.files import write_json
 
 from .analytic import AnalyticPredictor, block_rates, check_batch
 from .hardware import load_hardware
 from .machine import cpu_name
-from laud_mm.utils.files import write_json
 from .prediction import BlockLatency, LatencyReport, OpLatency
 from .published import FUSIONS
 from .step_model import NEAR_WEIGHTS_M, StepModel, far_shares

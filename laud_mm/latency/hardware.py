@@ -7,7 +7,6 @@ import json
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Dict
 
 from laud_mm.specs.arguments import check_choice
 
@@ -45,7 +44,7 @@ class Hardware:
     l2_mib: float = 0.0
     launch_us: float = 8.0
     outputs_per_lane: float = 4.0
-    tensor_tflops: Dict[str, float] = field(default_factory=dict, hash=False)
+    tensor_tflops: dict[str, float] = field(default_factory=dict, hash=False)
     title: str = ''
 
     @property

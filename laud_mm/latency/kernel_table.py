@@ -143,7 +143,7 @@ def _copy_map(step, work, batch):
 
 @launches('rows1x1', 'picked1x1')
 def _positions(step, work, batch):
-    op, side = step.op, max(step.op.out_size)
+    side = max(step.op.out_size)
     if not step.listed or step.patch >= side:
         samples = work.computing if step.listed else work.samples
         return _conv(step, work, batch, side, 0, samples)

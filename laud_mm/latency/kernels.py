@@ -9,7 +9,6 @@ Sizes are in positions and channels, costs are of a whole batch, in seconds unti
 """
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Optional, Tuple
 
 import numpy as np
 
@@ -31,7 +30,7 @@ class KernelCost:
     compute_ms: float
     memory_ms: float
     launch_ms: float
-    tile: Optional[Tuple[int, ...]] = None
+    tile: tuple[int, ...] | None = None
 
     @property
     def latency_ms(self):
@@ -60,13 +59,13 @@ class Conv:
     """
     in_channels: int
     out_channels: int
-    size: Tuple[int, int]
+    size: tuple[int, int]
     kernel_size: int = 1
     stride: int = 1
     groups: int = 1
     in_rate: float = 1.0
     out_rate: float = 1.0
-    granularity: Optional[int] = None
+    granularity: int | None = None
     matrices: float = 0
 
 
@@ -84,7 +83,7 @@ class PatchConv:
     """
     in_channels: int
     out_channels: int
-    size: Tuple[int, int]
+    size: tuple[int, int]
     patch: int
     patches: int
     gathered: bool = False
@@ -97,7 +96,7 @@ class PatchConv:
 class ScatterAdd:
     """Adds active patches into a map of (channels, *size); fields as of `PatchConv`."""
     channels: int
-    size: Tuple[int, int]
+    size: tuple[int, int]
     patch: int
     patches: int
 
@@ -106,7 +105,7 @@ class ScatterAdd:
 class Add:
     """Adds two maps of (channels, *size)."""
     channels: int
-    size: Tuple[int, int]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -332,8 +331,8 @@ class KernelModel:
             return self._best(*cost(k.patches, batch), dims)
         mean, own = (1 + count_patches(k.size, patch)) / 2, self.hardware.batch
         choices = [sum(cost(mean, b)) for b in _batches_up_to(own, batch)]
-        ways = [self._best(*cost(k.patches, batch), dims, choice) for choice in choices]
-        return min(ways, key=lambda way: way.latency_ms)
+        found = [self._best(*cost(k.patches, batch), dims, choice) for choice in choices]
+        return min(found, key=lambda cost: cost.latency_ms)
 
     def _patch_conv(self, k, batch):
         patch = min(k.patch, max(k.size))  # a patch larger than the map is the map

@@ -2,6 +2,15 @@
 import platform
 
 
+def cpu_clock_mhz():
+    """Clock of the CPU as the system reports it now; None where it does not."""
+    try:
+        with open('/proc/cpuinfo') as f:
+            return next(float(line.split(':', 1)[1]) for line in f if 'cpu MHz' in line)
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
 def cpu_name():
     """Model name of the CPU."""
     try:

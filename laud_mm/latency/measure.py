@@ -3,12 +3,11 @@ import ctypes
 import platform
 import time
 from dataclasses import asdict, dataclass
-from typing import Tuple
 
 import numpy as np
 import torch
 
-from .machine import cpu_name
+from .machine import cpu_clock_mhz, cpu_name
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Timer:
         return (time.perf_counter() - begin) * 1e3
 
 
-def measure_interleaved(programs, device, warmup=5, repeats=30, first=0) -> Tuple[dict, dict]:
+def measure_interleaved(programs, device, warmup=5, repeats=30, first=0) -> tuple[dict, dict]:
     """Time several programs in turn, so that drift of the machine hits all alike.
 
     Args:
@@ -120,12 +119,15 @@ def measure_interleaved(programs, device, warmup=5, repeats=30, first=0) -> Tupl
 
 
 def device_stamp(device):
-    """What a figure was measured on: device, threads and versions."""
+    """What a figure was measured on: device, clock, threads and versions."""
     device = torch.device(device)
     if device.type == 'cuda':
-        name = torch.cuda.get_device_name(device)
+        name, properties = torch.cuda.get_device_name(device), \
+            torch.cuda.get_device_properties(device)
+        clock_mhz = getattr(properties, 'clock_rate', 0) / 1000 or None
     else:
-        name = cpu_name()
-    return dict(device=device.type, name=name, threads=torch.get_num_threads(),
+        name, clock_mhz = cpu_name(), cpu_clock_mhz()
+    return dict(device=device.type, name=name, clock_mhz=clock_mhz,
+                threads=torch.get_num_threads(),
                 torch=torch.__version__, cuda=torch.version.cuda, python=platform.python_version())
 

@@ -12,10 +12,10 @@ from typing import Any
 from laud_mm.specs import BlockSpec, BottleneckShape, Case, Program
 from laud_mm.specs.arguments import check_fraction
 from laud_mm.specs.bottleneck_program import BottleneckRoute
+from laud_mm.utils.files import write_json
 
 from .calibrated import FORMAT as CALIBRATION
 from .calibrated import CalibratedPredictor, check_stamp
-from laud_mm.utils.files import write_json
 
 FORMAT, VERSION = 'laud_mm plan', 2
 PRECISIONS = dict(fp32='float32', fp16='float16', bf16='bfloat16')

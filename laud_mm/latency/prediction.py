@@ -1,6 +1,5 @@
 """LatencyReport: predicted latency of a network by op, block, stage and in total."""
 from dataclasses import asdict, dataclass, field
-from typing import Dict, Optional, Tuple
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,10 @@ class OpLatency:
     name: str
     kernel: str
     latency_ms: float
-    compute_ms: Optional[float] = None
-    memory_ms: Optional[float] = None
-    launch_ms: Optional[float] = None
-    tile: Optional[Tuple[int, ...]] = None
+    compute_ms: float | None = None
+    memory_ms: float | None = None
+    launch_ms: float | None = None
+    tile: tuple[int, ...] | None = None
 
 
 def total_ms(ops):
@@ -42,8 +41,8 @@ class BlockLatency:
     name: str
     stage: int
     rate: float
-    ops: Tuple[OpLatency, ...]
-    static_ops: Tuple[OpLatency, ...]
+    ops: tuple[OpLatency, ...]
+    static_ops: tuple[OpLatency, ...]
 
     @property
     def latency_ms(self) -> float:
@@ -76,9 +75,9 @@ class LatencyReport:
     mode: str
     precision: str
     batch: int
-    blocks: Tuple[BlockLatency, ...]
-    outside: Tuple[OpLatency, ...] = ()
-    about: Dict = field(default_factory=dict)
+    blocks: tuple[BlockLatency, ...]
+    outside: tuple[OpLatency, ...] = ()
+    about: dict = field(default_factory=dict)
 
     @property
     def blocks_latency_per_image_ms(self) -> float:

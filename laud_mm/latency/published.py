@@ -8,8 +8,16 @@ from dataclasses import dataclass, replace
 from laud_mm.specs import Rates, TransformerShape
 from laud_mm.specs.arguments import check_choice
 
-from .kernels import (Conv, Launch, PatchConv, ScatterAdd, Stream, count_patches, dense_kernel,
-                      launch_dense)
+from .kernels import (
+    Conv,
+    Launch,
+    PatchConv,
+    ScatterAdd,
+    Stream,
+    count_patches,
+    dense_kernel,
+    launch_dense,
+)
 
 FUSIONS = ('masker_conv1', 'gather_conv2', 'scatter_add')
 

@@ -2,7 +2,7 @@
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +10,9 @@ import torch
 from laud_mm.latency.measure import Timer, keep_freed_memory, measure_interleaved
 from laud_mm.latency.sweep import Setting, granularity_arguments, stage_granularity
 from laud_mm.models.dynamic import force_rate, replay
+from laud_mm.registry import MODELS
 from laud_mm.specs import NETWORKS, Rates, backbone_spec, family_of
 from laud_mm.specs.arguments import check_choice, check_fraction
-from laud_mm.registry import MODELS
 
 from .make_plan import block_inputs
 from .probe import DriftProbe
@@ -42,13 +42,13 @@ class BenchSetting:
             and granularity.
     """
     network: str
-    paradigm: Optional[str]
+    paradigm: str | None
     rate: float
     batch: int
-    granularity: Optional[Tuple[int, ...]] = None
-    image_size: Tuple[int, int] = (224, 224)
-    block_rates: Optional[Dict[str, float]] = None
-    backbone: Optional[Dict[str, Any]] = None
+    granularity: tuple[int, ...] | None = None
+    image_size: tuple[int, int] = (224, 224)
+    block_rates: dict[str, float] | None = None
+    backbone: dict[str, Any] | None = None
 
     def __post_init__(self):
         if self.backbone is None:
@@ -115,7 +115,7 @@ class TimedBackbone:
     ratios: dict
     cost: Any
     programs: dict
-    without_maskers: Optional[float] = None
+    without_maskers: float | None = None
 
 
 def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None, time_maskers=False):

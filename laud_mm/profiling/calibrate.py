@@ -7,8 +7,7 @@ import torch
 
 from laud_mm.latency.calibrated import save_calibration
 from laud_mm.latency.measure import device_stamp, keep_freed_memory
-from laud_mm.latency.step_model import (StepModel, far_shares, step_features, step_terms,
-                                        weights_m)
+from laud_mm.latency.step_model import StepModel, far_shares, step_features, step_terms, weights_m
 from laud_mm.models import backbones  # noqa: F401 registers what families name
 from laud_mm.registry import MODELS
 from laud_mm.specs import FAMILIES, StepCall
@@ -68,11 +67,11 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, track=it
             timed = time_steps(net, x, rates, repeats=repeats if x.numel() < 1e6 else 4)
             probes.append(math.sqrt(before * probe.steady(3)))
             nets += [step_rows(own) for own in timed]
-    usual = float(np.median(probes))
+    typical_ms = float(np.median(probes))
     for index, rows in enumerate(nets):
         for row in rows:
-            row['measured_ms'] *= usual / probes[index // 2]
-    return nets, usual
+            row['measured_ms'] *= typical_ms / probes[index // 2]
+    return nets, typical_ms
 
 
 def step_rows(timed):

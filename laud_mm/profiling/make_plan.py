@@ -4,8 +4,14 @@ from functools import partial
 import torch
 
 from laud_mm.latency.measure import LatencyStats, Timer, device_stamp, keep_freed_memory
-from laud_mm.latency.plans import (PRECISIONS, BlockTimes, ExecutionPlan, MeasuredPlan,
-                                   active_share, plan_case)
+from laud_mm.latency.plans import (
+    PRECISIONS,
+    BlockTimes,
+    ExecutionPlan,
+    MeasuredPlan,
+    active_share,
+    plan_case,
+)
 from laud_mm.models.dynamic import Execution, run_program
 from laud_mm.models.dynamic.control import random_mask
 from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int

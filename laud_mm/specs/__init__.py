@@ -1,16 +1,29 @@
 """What networks cost, in pure Python: op specs, architecture tables, FLOPs."""
-from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape
-from .network import BlockSpec, NetworkSpec
 from . import networks  # noqa: F401 registers the families
-from .families import (FAMILIES, NETWORKS, Family, backbone_spec, family_of, network_spec,
-                       register_family)
+from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape
+from .families import (
+                       FAMILIES,
+                       NETWORKS,
+                       Family,
+                       backbone_spec,
+                       family_of,
+                       network_spec,
+                       register_family,
+)
+from .network import BlockSpec, NetworkSpec
 from .opspec import OpSpec, Rates, Size, dynamic_flops, static_flops
+from .program import Case, Loop, Program
 from .regnet import regnet_shapes, regnet_spec, regnet_stem_specs
 from .resnet import resnet_shapes, resnet_spec, resnet_stem_specs
-from .program import Case, Loop, Program
 from .steps import STEP_KINDS, Step, StepCall, StepKind, Work, dense_steps
-from .t2t_vit import (TRANSFORMER_PARADIGMS, TransformerShape, token_grid, t2t_stem_specs,
-                      t2t_vit_shapes, t2t_vit_spec)
+from .t2t_vit import (
+                       TRANSFORMER_PARADIGMS,
+                       TransformerShape,
+                       t2t_stem_specs,
+                       t2t_vit_shapes,
+                       t2t_vit_spec,
+                       token_grid,
+)
 
 __all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'Case', 'FAMILIES', 'Family', 'Loop',
            'NETWORKS', 'NetworkSpec', 'OpSpec', 'PARADIGMS', 'Program', 'Rates', 'STEP_KINDS',

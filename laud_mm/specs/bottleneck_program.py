@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from .opspec import Rates
 from .program import WHOLE, Case, Loop, Program, around
-from .steps import Step, Work
+from .steps import NO_OP, Step, Work
 
 MASKS = 'masks'  # the loop over the channel masks of a batch
 # Multiply-adds that reading a value in a pass of its own is worth, where masker and conv1
@@ -103,7 +103,7 @@ class _Steps:
         self.ops = {op.name.lstrip('.'): op for op in self.shape.op_specs(case.in_size)}
 
     def step(self, kind, part='', op=None, **kwargs):
-        return Step(kind, part, op or self.ops.get(part), **kwargs)
+        return Step(kind, part, op or self.ops.get(part, NO_OP), **kwargs)
 
     def program(self):
         if self.route.compute == 'dense':
@@ -111,7 +111,8 @@ class _Steps:
         return Program(self.route, self.deciding(), self.listed())
 
     def deciding(self):
-        shape, steps, conv1 = self.shape, [Step('block')], self.ops['conv1']
+        shape, conv1 = self.shape, self.ops['conv1']
+        steps = [Step('block', listed=self.route != STATIC)]
         if self.route == STATIC:
             return tuple(steps)
         if self.route.fused_masker:

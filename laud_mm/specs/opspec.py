@@ -6,9 +6,9 @@ FLOPs come out as the same kind.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Tuple
+from typing import Any
 
-Size = Tuple[int, ...]  # (height, width)
+Size = tuple[int, ...]  # (height, width)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class OpSpec:
     stride: int = 1
     dilation: int = 1
     groups: int = 1
-    scaled_by: Tuple[str, ...] = ()
+    scaled_by: tuple[str, ...] = ()
     dynamic: bool = False
 
     @property

@@ -13,6 +13,8 @@ from typing import Any
 
 from .opspec import OpSpec
 
+NO_OP = OpSpec('', '', 0, 0, (0, 0), (0, 0))  # of a step that serves none
+
 
 @dataclass(frozen=True)
 class Step:
@@ -21,7 +23,7 @@ class Step:
     Attributes:
         kind (str): A key of `STEP_KINDS`.
         part (str): Which part of the block it serves, such as 'conv1'.
-        op (OpSpec | None): Geometry of the op that it serves, dense.
+        op (OpSpec): Geometry of the op that it serves, dense.
         patch (int): Side of listed patches, in positions of the op's output; at least the
             map's for whole samples.
         window (int): Side of a masker's pooling window; 0: the whole map.
@@ -35,7 +37,7 @@ class Step:
     """
     kind: str
     part: str = ''
-    op: OpSpec | None = None
+    op: OpSpec = NO_OP
     patch: int = 0
     window: int = 0
     group_size: int = 0
@@ -58,7 +60,7 @@ class Step:
     @property
     def patch_rows(self) -> int:
         """Positions of a patch, cut to the map's size."""
-        return math.prod(min(self.patch, n) for n in self.op.out_size)
+        return math.prod([min(self.patch, n) for n in self.op.out_size])
 
     def inputs(self, work: 'Work') -> float:
         """Channels read, where some of the bottleneck's are skipped."""
@@ -204,8 +206,8 @@ def _token_rows(s, w):
 
 
 STEP_KINDS: dict[str, StepKind] = dict(
-    # What a block costs besides its steps.
-    block=StepKind((), lambda s, w: ()),
+    # What a block costs besides its steps; more where it decides.
+    block=StepKind((), lambda s, w: (), lambda s, w: (int(s.listed),)),
     # Deciding, and listing what was decided.
     layer_masker=StepKind(
         ('samples', 'positions', 'channels'),

@@ -3,8 +3,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .arguments import (Paradigm, check_choice, check_positive_int, paradigm_set,
-                        paradigms_per_stage)
+from .arguments import Paradigm, check_choice, check_positive_int, paradigm_set, paradigms_per_stage
 from .network import NetworkSpec
 from .opspec import OpSpec, Rates, Size
 from .program import Case, Program

@@ -38,13 +38,13 @@ def transformer_program(case: Case, route: TransformerRoute | None = None) -> Pr
     shape = case.shape
     ops = {op.name.lstrip('.'): op for op in shape.op_specs(case.in_size)}
     paradigms = shape.paradigms if route != STATIC else ()
-    deciding = [Step('block')]
+    deciding = [Step('block', listed=route != STATIC)]
     if 'token' in paradigms:
         deciding += [Step('norm_map', 'norm1', ops['norm1']),
                      Step('token_masker', 'token_masker', ops['norm1'])]
     deciding += [Step('class_masker', f'{paradigm}_masker', ops[f'{paradigm}_masker'])
                  for paradigm in ('head', 'layer') if paradigm in paradigms]
-    computing = []
+    computing: list[Step | Loop] = []
     if route != STATIC:
         if not case.owns_input and not case.gradients:
             computing.append(Step('copy_map', 'identity', ops['attn.add']))
@@ -94,8 +94,7 @@ def expected_work(case: Case, route: TransformerRoute, rates: Rates | None) -> M
         dict[str, tuple[Work, ...]]: As `Program.calls` takes it.
     """
     certain = rates is None or route == STATIC
-    if certain:
-        rates = Rates()
+    rates = Rates() if certain or rates is None else rates
     head, heads = float(rates.head), case.shape.num_heads
     splits = 'head' in case.shape.paradigms and not certain
     work: dict[str, tuple] = {WHOLE: (Work(case.batch),)}

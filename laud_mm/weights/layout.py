@@ -1,6 +1,5 @@
 """Where a classifier's checkpoint keeps its parts, and whether it fits a model."""
 from dataclasses import dataclass
-from typing import Tuple
 
 from .safe import CheckpointError
 
@@ -42,9 +41,9 @@ class Fit:
         unexpected (tuple[str, ...]): Keys that only the checkpoint has.
         mismatched (tuple[str, ...]): Keys of another shape, with both shapes.
     """
-    missing: Tuple[str, ...]
-    unexpected: Tuple[str, ...]
-    mismatched: Tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
 
     def __bool__(self):
         return not (self.missing or self.unexpected or self.mismatched)

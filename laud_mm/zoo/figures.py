@@ -12,7 +12,7 @@ from laud_mm.specs import NetworkSpec, backbone_spec, dynamic_flops, static_flop
 
 from .entries import Entry
 
-# Devices of the tables; the precision is the device's usual one for inference.
+# Devices of the tables; the precision is what inference takes there.
 DEVICES = {'V100': 'fp32', 'RTX3090': 'fp32', 'RTX3060': 'fp32', 'TX2': 'fp32', 'Nano': 'fp32',
            'H200': 'fp16', 'CPU': 'fp32'}
 

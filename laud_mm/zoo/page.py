@@ -1,10 +1,10 @@
 """model_zoo.md."""
 from collections.abc import Sequence
 
-from .entries import Entry
-from .figures import DEVICES, Figures
 from laud_mm.utils.tables import markdown_table
 
+from .entries import Entry
+from .figures import DEVICES, Figures
 from .measured import Results
 
 HEAD = """# Model zoo

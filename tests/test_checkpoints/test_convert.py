@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from laud_mm.checkpoints import (CheckpointError, allow_runner_types, convert_file,
-                                 convert_laudnet, find_resumable, load_state_dict)
+from laud_mm.checkpoints import (
+    CheckpointError,
+    allow_runner_types,
+    convert_file,
+    convert_laudnet,
+    find_resumable,
+    load_state_dict,
+)
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 
 from ..conftest import ARCHS

@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from laud_mm.checkpoints import (CheckpointError, convert_file, load_state_dict,
-                                 save_state_dict)
+from laud_mm.checkpoints import CheckpointError, convert_file, load_state_dict, save_state_dict
 from laud_mm.checkpoints.architecture import infer_backbone
-from laud_mm.weights.layout import add_classifier_prefixes
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
 from laud_mm.registry import MODELS
+from laud_mm.weights.layout import add_classifier_prefixes
 
 from ..conftest import TINY_REGNET
 

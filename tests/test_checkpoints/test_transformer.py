@@ -7,9 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from laud_mm.checkpoints import (CheckpointError, convert_adavit, convert_file,
-                                 convert_mmcls_t2t_vit, convert_t2t_vit, load_state_dict,
-                                 save_state_dict)
+from laud_mm.checkpoints import (
+    CheckpointError,
+    convert_adavit,
+    convert_file,
+    convert_mmcls_t2t_vit,
+    convert_t2t_vit,
+    load_state_dict,
+    save_state_dict,
+)
 from laud_mm.models.backbones import LAUDT2TViT
 from laud_mm.registry import MODELS
 from laud_mm.specs.networks import infer_t2t_vit

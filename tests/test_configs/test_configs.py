@@ -31,8 +31,8 @@ def detector_of(path):
 
 
 def build(cfg):
-    from mmengine.registry import MODELS
     from mmdet.utils import register_all_modules
+    from mmengine.registry import MODELS
     register_all_modules(init_default_scope=False)
     init_default_scope(cfg.default_scope)
     model = copy.deepcopy(cfg.model)
@@ -43,7 +43,7 @@ def build(cfg):
 def test_five_detectors_have_two_resnets_in_every_paradigm():
     for detector in MULTIPLIERS:
         for backbone, spatial in (('r50', 's4421'), ('r101', 's8471')):
-            for variant in ('', '_layer_t05', f'_spatial_{spatial}_t06', '_channel_g2222_t08'):
+            for variant in ('', f'_spatial_{spatial}_t06', '_channel_g2222_t08'):
                 name = f'{detector}_laud_{backbone}{variant}'
                 assert any(path.stem == name for path in CONFIGS), name
 

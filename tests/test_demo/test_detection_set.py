@@ -10,9 +10,18 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from laud_mm.demo import detection_set
-from laud_mm.demo.detection_set import (CLASSES, SCENES, SPLITS, DemoSettings,
-                                        build_detection_set, compose, describe_mask, digest,
-                                        load_photos, make_objects)
+from laud_mm.demo.detection_set import (
+    CLASSES,
+    SCENES,
+    SPLITS,
+    DemoSettings,
+    build_detection_set,
+    compose,
+    describe_mask,
+    digest,
+    load_photos,
+    make_objects,
+)
 from laud_mm.demo.objects import COINS
 
 TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'make_demo_data.py'

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from laud_mm.specs import PARADIGMS
+
 from ..conftest import ROOT
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -77,9 +79,9 @@ COMMANDS = [pytest.param(command, id=f'{page}-{command[:60]}')
 def test_an_expensive_command_is_run_by_a_test_or_script(command):
     if command.startswith(CHEAP):
         pytest.skip('a cheap command on files of a training; its options are checked below')
-    ways = [way for start, way in RUN_BY.items() if command.startswith(start)]
-    assert ways, f'no test runs this command: {command}'
-    path, _, name = ways[0].partition('::')
+    runners = [runner for start, runner in RUN_BY.items() if command.startswith(start)]
+    assert runners, f'no test runs this command: {command}'
+    path, _, name = runners[0].partition('::')
     assert (ROOT / path).is_file()
     assert not name or f'def {name}(' in (ROOT / path).read_text()
 

@@ -35,6 +35,17 @@ def test_the_source_archive_builds_the_wheel_of_the_checkout(distributions):
     assert contents(wheel) == contents(direct)
 
 
+def test_the_wheel_holds_no_studies_and_tools_that_work(distributions):
+    names = set(contents(distributions[1]))
+    assert not [name for name in names if name.startswith(('laud_mm/demo/', 'laud_mm/zoo/'))]
+    tools = {name.removeprefix('laud_mm/.mim/tools/') for name in names if '/.mim/tools/' in name}
+    assert {'train.py', 'test.py', 'latency.py', 'get_flops.py', 'export.py', 'image_demo.py',
+            'visualize.py', 'convert_checkpoint.py', 'dist_train.sh'} <= tools
+    for tool in tools:
+        text = contents(distributions[1])[f'laud_mm/.mim/tools/{tool}'].decode()
+        assert 'laud_mm.demo' not in text and 'laud_mm.zoo' not in text, tool
+
+
 def test_the_source_archive_has_what_compiling_and_citing_need(distributions):
     with tarfile.open(distributions[0]) as file:
         names = {name.partition('/')[2] for name in file.getnames()}

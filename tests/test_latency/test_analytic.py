@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from laud_mm.latency import AnalyticPredictor, known_devices, load_hardware
 from laud_mm.latency.kernels import busiest_share
 from laud_mm.latency.published import FUSIONS
-from laud_mm.latency.sweep import (Predictors, Setting, best_granularity, sweep_row,
-                                   sweep_settings)
+from laud_mm.latency.sweep import Predictors, Setting, best_granularity, sweep_row, sweep_settings
 from laud_mm.specs import Rates, network_spec, regnet_spec, resnet_spec, t2t_vit_spec
 
 FALL = 0.98  # tiles quantise: a total may fall by 2 %

@@ -5,9 +5,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laud_mm.models.dynamic import (ActivationRecord, ChannelMasker, Decision, SpatialMasker,
-                                    decision_rates, expand_patches, force_rate, gumbel_decide,
-                                    halo)
+from laud_mm.models.dynamic import (
+    ActivationRecord,
+    ChannelMasker,
+    Decision,
+    SpatialMasker,
+    decision_rates,
+    expand_patches,
+    force_rate,
+    gumbel_decide,
+    halo,
+)
 from laud_mm.specs import BottleneckShape
 
 

@@ -12,8 +12,12 @@ from torch import nn
 from laud_mm.hooks import ActivationHook, LatencyHook
 from laud_mm.models.backbones import LAUDT2TViT
 from laud_mm.models.backbones.tokens_to_token import Performer
-from laud_mm.models.dynamic import (TransformerDecision, force_rate, gumbel_decide,
-                                    override_decisions)
+from laud_mm.models.dynamic import (
+    TransformerDecision,
+    force_rate,
+    gumbel_decide,
+    override_decisions,
+)
 from laud_mm.models.dynamic.transformer import SigmoidMasker
 from laud_mm.registry import MODELS
 from laud_mm.specs import backbone_spec, t2t_vit_spec

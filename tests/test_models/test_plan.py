@@ -8,11 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm.latency.measure import device_stamp
-from laud_mm.latency.plans import (BlockTimes, CalibratedPlan, ExecutionPlan, MeasuredPlan,
-                                   active_share, load_plan)
+from laud_mm.latency.plans import (
+    BlockTimes,
+    CalibratedPlan,
+    ExecutionPlan,
+    MeasuredPlan,
+    active_share,
+    load_plan,
+)
 from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck, LAUDResNet
-from laud_mm.models.dynamic import (Decision, Execution, force_rate, replay, run_masked,
-                                    run_program)
+from laud_mm.models.dynamic import Decision, Execution, force_rate, replay, run_masked, run_program
 from laud_mm.profiling.make_plan import OneRoute, make_plan
 from laud_mm.specs import BottleneckShape, Case
 

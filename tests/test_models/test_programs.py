@@ -15,8 +15,13 @@ from laud_mm.models.backbones import LAUDBottleneck
 from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
 from laud_mm.models.dynamic import RUN_TABLE, Execution, run_program
 from laud_mm.profiling.make_plan import OneRoute
-from laud_mm.specs import (CHANNEL_MASKERS, STEP_KINDS, BottleneckShape, TransformerShape,
-                           dynamic_flops)
+from laud_mm.specs import (
+    CHANNEL_MASKERS,
+    STEP_KINDS,
+    BottleneckShape,
+    TransformerShape,
+    dynamic_flops,
+)
 from laud_mm.specs.steps import UNITS
 
 from ..conftest import randomize_norms

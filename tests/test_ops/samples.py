@@ -20,7 +20,6 @@ def sample_arguments():
                       weight2=torch.randn(12, 5), bias2=torch.randn(12))
     patches = dict(index=index, count=count, granularity=2)
     mask = dict(mask_weight=torch.randn(12), mask_bias=torch.randn(1), window=2)
-    samples = torch.tensor([0, 1])
     return dict(
         compact=dict(mask=torch.ones(3, 5, dtype=torch.bool)),
         halo_positions=dict(patches, samples=2, height=6, width=7),
@@ -34,9 +33,6 @@ def sample_arguments():
         conv1x1_add_patches_=dict(patches, out=out, identity=out.clone(), rows=rows,
                                   weight=weight3, bias=bias3),
         excite_patches_=dict(patches, rows=rows, height=6, width=7, **excitation),
-        gather_samples=dict(x=x, samples=samples),
-        add_relu_samples_=dict(out=x, identity=x.clone(), samples=samples,
-                               residual=channels_last(2, 12, 6, 7)),
         gather_tokens=dict(x=torch.randn(2, 5, 8), index=torch.tensor([0, 7])),
         scatter_add_tokens_=dict(out=torch.randn(2, 5, 8), index=torch.tensor([0, 7]),
                                  rows=torch.randn(2, 8)))

@@ -105,7 +105,6 @@ def test_bad_channel_lists_are_named(name, change, message):
     ('halo_positions', dict(samples=2**20, height=2**20), r'2\^31 - 1 positions'),
     ('compact', dict(mask=torch.ones(3, 5)), 'mask must be bool .*got Float'),
     ('compact', dict(mask=torch.ones(5).bool()), 'mask must be bool .*shape'),
-    ('add_relu_samples_', dict(samples=torch.tensor([1, 1])), 'samples must list each .*got 1 tw'),
     ('scatter_add_tokens_', dict(index=torch.tensor([4, 4])), 'index must list each .*got 4 twice'),
     ('conv3x3_patches', dict(groups=5), 'groups must divide 12 inputs and 12 outputs, got 5'),
     ('conv1x1_add_patches_', dict(weight=torch.zeros(19, 12, 1, 1), bias=torch.zeros(19)),

@@ -134,13 +134,9 @@ def test_lists_maskers_and_excitation(device, data):
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
 @pytest.mark.parametrize('channels', [7, 64])
 def test_copies_and_sums_of_rows(device, channels, dtype):
-    x = channels_last(torch.randn(5, channels, 3, 4).to(dtype))
-    samples = torch.tensor([4, 0, 3])
-    residual = channels_last(torch.randn(3, channels, 3, 4).to(dtype))
     tokens, index = torch.randn(2, 5, channels).to(dtype), torch.tensor([9, 0, 4])
     rows = torch.randn(3, channels).to(dtype)
-    for case in ((ops.gather_samples, x, samples), (ops.gather_tokens, tokens, index),
-                 (ops.add_relu_samples_, x, x, samples, residual),
+    for case in ((ops.gather_tokens, tokens, index),
                  (ops.scatter_add_tokens_, tokens, index, rows)):
         actual, expected = both(case[0], device, *case[1:])
         assert_close(actual.cpu(), expected, dtype)

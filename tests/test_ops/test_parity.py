@@ -134,14 +134,6 @@ def test_excitation_equals_its_reference(rate, s):
 
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
 def test_copies_and_sums_of_rows_equal_their_references(dtype):
-    x = channels_last(torch.randn(5, 6, 3, 4).to(dtype))
-    samples = torch.tensor([0, 3, 4])
-    assert torch.equal(ops.gather_samples(x, samples), x[samples])
-    residual = channels_last(torch.randn(3, 6, 3, 4).to(dtype))
-    actual, expected = x.clone(), x.clone()
-    ops.add_relu_samples_(actual, x, samples, residual)
-    ops.add_relu_samples_.reference(expected, x, samples, residual)
-    assert_close(actual, expected, dtype)
     tokens, index = torch.randn(2, 5, 7).to(dtype), torch.tensor([0, 4, 9])
     assert torch.equal(ops.gather_tokens(tokens, index), tokens.flatten(0, 1)[index])
     rows = torch.randn(3, 7).to(dtype)
@@ -164,8 +156,8 @@ def test_bad_arguments_name_the_argument_and_its_value():
             (dict(stride=0), 'stride'), (dict(packed=torch.zeros(3)), 'packed')]:
         with pytest.raises(RuntimeError, match=message):
             ops.conv1x1_positions(**{**good, **change})
-    with pytest.raises(RuntimeError, match='samples.*got 2'):
-        ops.gather_samples(x, torch.tensor([2]))
+    with pytest.raises(RuntimeError, match='index.*got 12'):
+        ops.gather_tokens(torch.zeros(2, 6, 4), torch.tensor([12]))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -5,6 +5,7 @@ from importlib import import_module
 import pytest
 
 PACKAGES = ('laud_mm.specs', 'laud_mm.latency', 'laud_mm.models.backbones', 'laud_mm.models.losses',
+            'laud_mm.models.dynamic',
             'laud_mm.hooks', 'laud_mm.checkpoints')
 
 

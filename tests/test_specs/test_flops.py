@@ -3,8 +3,14 @@ import pytest
 import torch
 
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
-from laud_mm.specs import (BottleneckShape, Rates, dynamic_flops, regnet_spec, resnet_spec,
-                           static_flops)
+from laud_mm.specs import (
+    BottleneckShape,
+    Rates,
+    dynamic_flops,
+    regnet_spec,
+    resnet_spec,
+    static_flops,
+)
 
 # Published multiply-adds at 224x224 (torchvision's model table), without the classifier.
 PUBLISHED_GFLOPS = {

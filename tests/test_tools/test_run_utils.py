@@ -1,8 +1,14 @@
 import pytest
 from mmengine.config import Config
 
-from laud_mm.utils.run import (DataError, check_data, check_teacher, enable_amp, load_config,
-                               use_cpu_processes)
+from laud_mm.utils.run import (
+    DataError,
+    check_data,
+    check_teacher,
+    enable_amp,
+    load_config,
+    use_cpu_processes,
+)
 
 CONFIG = """
 model = dict(backbone=dict(type='laud_mm.LAUDResNet', paradigm='layer'))

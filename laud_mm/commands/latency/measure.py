@@ -3,8 +3,7 @@ from laud_mm.latency.plots import plot_lines
 from laud_mm.latency.sweep import recorded_rates
 from laud_mm.utils.tables import text_table
 
-from .shared import (add_measurement, add_outputs, bench_settings, check_device, track,
-                     write_outputs)
+from .shared import add_measurement, add_outputs, bench_settings, check_device, track, write_outputs
 
 HELP = 'time networks here, at forced rates'
 PLANNED_COLUMNS = ('maskers_p50_ms', 'ratio_to_static', 'ratio_to_static_without_maskers')
@@ -15,7 +14,8 @@ def add_arguments(parser):
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--precision', default='fp32',
                    choices=('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16'))
-    parser.add_argument('--layout', choices=('channels_last', 'contiguous'), default='channels_last')
+    parser.add_argument('--layout', choices=('channels_last', 'contiguous'),
+                        default='channels_last')
     parser.add_argument('--compile', action='store_true', help='time the compiled static net too')
     add_outputs(parser, 'the ratios')
     parser.add_argument('--gates', help='a report of the latency hook: every block at the rate '

@@ -24,6 +24,7 @@ def add_arguments(parser):
 
 def run(args):
     import torch
+
     from laud_mm.profiling.make_plan import RATES as MEASURED_RATES
     from laud_mm.profiling.make_plan import make_plan
     if args.threads:

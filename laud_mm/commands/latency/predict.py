@@ -5,13 +5,28 @@ from pathlib import Path
 from laud_mm.latency.hardware import PRECISIONS
 from laud_mm.latency.plots import plot_blocks
 from laud_mm.latency.published import FUSIONS
-from laud_mm.latency.sweep import (Predictors, Setting, network_flops, recorded_rates,
-                                   stage_granularity, sweep_row)
+from laud_mm.latency.sweep import (
+    Predictors,
+    Setting,
+    network_flops,
+    recorded_rates,
+    stage_granularity,
+    sweep_row,
+)
 from laud_mm.specs import backbone_spec
 from laud_mm.utils.tables import text_table
 
-from .shared import (COLUMNS, add_config, add_devices, add_networks, add_outputs, args_model,
-                     granularity_of, paradigm_of, write_outputs)
+from .shared import (
+    COLUMNS,
+    add_config,
+    add_devices,
+    add_networks,
+    add_outputs,
+    args_model,
+    granularity_of,
+    paradigm_of,
+    write_outputs,
+)
 
 HELP = 'predict one network on one or more devices'
 
@@ -21,7 +36,8 @@ def add_arguments(parser):
     add_config(parser)
     parser.add_argument('--rate', type=float, default=0.5, help='share of units on in every block')
     parser.add_argument('--rates', help='rates per block from this report of the latency hook')
-    parser.add_argument('--granularity', nargs='+', type=int, help='S (spatial, both) or G (channel)')
+    parser.add_argument('--granularity', nargs='+', type=int,
+                        help='S (spatial, both) or G (channel)')
     parser.add_argument('--batch', type=int,
                    help="default: 1 for the config of a detector, else the device's own")
     parser.add_argument('--precision', choices=PRECISIONS, default='fp32')

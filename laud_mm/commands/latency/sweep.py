@@ -6,8 +6,17 @@ from laud_mm.latency.plots import plot_lines
 from laud_mm.latency.sweep import Predictors, best_granularity, sweep_row, sweep_settings
 from laud_mm.utils.tables import text_table
 
-from .shared import (COLUMNS, add_devices, add_networks, add_outputs, fusions_of, granularity_of,
-                     paradigm_of, track, write_outputs)
+from .shared import (
+    COLUMNS,
+    add_devices,
+    add_networks,
+    add_outputs,
+    fusions_of,
+    granularity_of,
+    paradigm_of,
+    track,
+    write_outputs,
+)
 
 HELP = 'predict many settings; choose granularities'
 RATES = tuple(i / 10 for i in range(1, 11))

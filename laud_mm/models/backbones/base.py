@@ -8,8 +8,15 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from laud_mm.models.dynamic import (ActivationRecord, Execution, ForwardPass, MaskerSet,
-                                    current_execution, executing, forward_pass)
+from laud_mm.models.dynamic import (
+    ActivationRecord,
+    Execution,
+    ForwardPass,
+    MaskerSet,
+    current_execution,
+    executing,
+    forward_pass,
+)
 from laud_mm.specs import NetworkSpec, OpSpec, Size
 from laud_mm.weights import load_pretrained
 

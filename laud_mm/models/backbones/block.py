@@ -108,14 +108,13 @@ class DynamicBlock(BaseModule):
         """
         key = (self.in_size(x), len(x), x.device.type, x.dtype, ops.has_kernel(x.device),
                torch.is_grad_enabled(), self.owns_input, static)
-        *found, made_by = self._programs.get(key, (None, None, None))
-        if found[0] is None or made_by is not plan:
+        kept = self._programs.get(key)
+        if kept is None or kept[2] is not plan:
             case = self.case(x)
             route = self.shape.static_route if static else None
             if plan is not None and not static and plan.fits(x):
                 route = plan.route(case)
             if len(self._programs) >= _PROGRAMS_KEPT:
                 self._programs.clear()
-            found = case, self.shape.program(case, route)
-            self._programs[key] = *found, plan
-        return tuple(found)
+            kept = self._programs[key] = case, self.shape.program(case, route), plan
+        return kept[:2]

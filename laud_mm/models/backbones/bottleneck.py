@@ -6,9 +6,18 @@ from mmengine.model import constant_init
 from torch import nn
 
 from laud_mm.latency.plans import load_plan
-from laud_mm.models.dynamic import (BlockMasker, BottleneckRun, Decision, FoldCache,
-                                    FoldedBottleneck, SqueezeExcitation, StemRun, fold_conv_norm,
-                                    run_masked, run_steps)
+from laud_mm.models.dynamic import (
+    BlockMasker,
+    BottleneckRun,
+    Decision,
+    FoldCache,
+    FoldedBottleneck,
+    SqueezeExcitation,
+    StemRun,
+    fold_conv_norm,
+    run_masked,
+    run_steps,
+)
 from laud_mm.models.dynamic.work import bottleneck_work
 from laud_mm.specs import dense_steps
 

@@ -10,11 +10,23 @@ from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from laud_mm.models.dynamic import TransformerDecision, run_steps
-from laud_mm.models.dynamic.transformer import TokensRun, TransformerMasker, TransformerRun, run_masked
+from laud_mm.models.dynamic.transformer import (
+    TokensRun,
+    TransformerMasker,
+    TransformerRun,
+    run_masked,
+)
 from laud_mm.models.dynamic.work import transformer_work
 from laud_mm.registry import MODELS
-from laud_mm.specs import (NetworkSpec, OpSpec, Size, token_grid, t2t_stem_specs, t2t_vit_shapes,
-                           t2t_vit_spec)
+from laud_mm.specs import (
+    NetworkSpec,
+    OpSpec,
+    Size,
+    t2t_stem_specs,
+    t2t_vit_shapes,
+    t2t_vit_spec,
+    token_grid,
+)
 from laud_mm.specs.arguments import Paradigm, check_choice, check_fraction, check_positive_int
 from laud_mm.weights.transformer import adapt_mmpretrain
 
@@ -83,7 +95,7 @@ class LAUDT2TViT(LAUDBackbone):
     Args:
         arch (str | dict): 't2t_vit_14', 't2t_vit_19', 't2t_vit_24', or a dict of
             `embed_dims`, `num_layers`, `num_heads` and `feedforward_channels`.
-        img_size (int | tuple[int, int]): Height and width of the usual image, for
+        img_size (int | tuple[int, int]): Height and width of the image for
             which the position embedding is made; it is resized for others.
         in_channels (int): Channels of the images.
         token_dim (int): Channels inside the tokens-to-token module.

@@ -7,10 +7,10 @@ from mmpretrain.models import ImageClassifier
 from mmpretrain.registry import MODELS as CLASSIFIER_PARTS
 from torch import nn
 
-from laud_mm.weights import CheckpointError, load_state_dict
-from laud_mm.weights.layout import add_classifier_prefixes, load_exactly
 from laud_mm.models.losses import DistillationLoss
 from laud_mm.registry import MODELS
+from laud_mm.weights import CheckpointError, load_state_dict
+from laud_mm.weights.layout import add_classifier_prefixes, load_exactly
 
 _PARTS = ('backbone', 'neck', 'head')
 

@@ -1,11 +1,16 @@
 """Dynamic execution: maskers make Decisions, executors obey them."""
 from .bottleneck_run import BottleneckRun, StemRun
 from .control import force_rate, override_decisions, replay
-from .decision import (Decision, Masks, TransformerDecision, decision_rates, expand_patches,
-                       halo)
+from .decision import Decision, Masks, TransformerDecision, decision_rates, expand_patches, halo
 from .excitation import Excitation, SqueezeExcitation
-from .execution import (Execution, ForwardPass, current_execution, current_pass, executing,
-                        forward_pass)
+from .execution import (
+                       Execution,
+                       ForwardPass,
+                       current_execution,
+                       current_pass,
+                       executing,
+                       forward_pass,
+)
 from .executor import run_program, run_steps
 from .fold_cache import FoldCache
 from .folding import FoldedBottleneck, FoldedConv, fold_conv_norm

@@ -5,12 +5,17 @@ keeps is a patch as large as the map), on each sample's own channels.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from laud_mm import ops
 
 from .decision import Decision, expand_patches
+from .folding import FoldedBottleneck, FoldedConv
 from .run_table import runs
 from .slicing import slice_channels
 
@@ -30,22 +35,29 @@ class BottleneckRun:
         masks (dict[str, Tensor]): What the maskers decided.
         decision (Decision): After the override.
         samples (Tensor | None): Samples of this part in the batch; None: all.
+        which (tuple | None): The channel masks that occur, and which of them each sample has.
         mask (Tensor | None): Channel mask of this part.
         parent (BottleneckRun | None): The run that this is a part of.
     """
 
-    def __init__(self, block, x, weights):
+    def __init__(self, block: Any, x: Tensor, weights: FoldedBottleneck):
         self.block, self.shape, self.weights = block, block.shape, weights
         self.x = self.identity = self.out = x
-        self.y = self.rows = self.index = self.count = self.samples = self.mask = None
-        self.positions, self.channels, self.masks = (None, None), {}, {}
-        self.decision, self.parent = Decision(), None
+        self.y = self.rows = self.index = self.count = None
+        self.positions: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.channels: dict[str, Any] = {}
+        self.masks: dict[str, Tensor] = {}
+        self.decision = Decision()
+        self.which: tuple[Tensor, Tensor] | None = None
+        self.samples: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.parent: BottleneckRun | None = None
 
-    def decided(self):
+    def decided(self) -> Decision:
         """The masks as a decision."""
         return Decision(**self.masks)
 
-    def patches(self):
+    def patches(self) -> Tensor:
         """(N, Hm, Wm) bool, what is listed: patches, or samples as one patch each."""
         patches, layer, samples = self.decision.patches, self.decision.layer, self.samples
         if patches is None:
@@ -57,42 +69,44 @@ class BottleneckRun:
             patches = patches.bool() & layer.bool()[:, :, None]
         return patches.bool()
 
-    def channel_mask(self):
+    def channel_mask(self) -> Tensor:
         """(N, groups) bool."""
         mask = self.decision.channels
         return self.x.new_ones(len(self.x), self.shape.channel_groups, dtype=torch.bool) \
             if mask is None else mask.bool()
 
-    def parts(self, _):
+    def parts(self, loop: str) -> Iterator[BottleneckRun]:
         """One run per channel mask that occurs: its samples, its slice of the weights."""
-        for i, mask in enumerate(self.which[0]):
+        assert self.which is not None  # `split_masks` ran before the loop
+        masks, which = self.which
+        for i, mask in enumerate(masks):
             part = BottleneckRun(self.block, self.x, self.weights)
             part.identity, part.out, part.decision = self.identity, self.out, self.decision
             part.mask, part.parent = mask, self
-            if len(self.which[0]) > 1:
-                part.samples = (self.which[1] == i).nonzero()[:, 0]
+            if len(masks) > 1:
+                part.samples = (which == i).nonzero()[:, 0]
             yield part
 
-    def finish(self, part):
+    def finish(self, part: BottleneckRun) -> None:
         """Take over what a part computed."""
         self.out = part.out if part.samples is None else self.out
 
     # What steps run by, see `Step.when`.
 
     @property
-    def taken(self):
+    def taken(self) -> bool:
         return self.samples is not None
 
     @property
-    def sliced(self):
-        return not bool(self.mask.all())
+    def sliced(self) -> bool:
+        return self.mask is not None and not bool(self.mask.all())
 
     @property
-    def some_on(self):
+    def some_on(self) -> bool:
         return self.weights.width > 0
 
     @property
-    def spread(self):
+    def spread(self) -> bool:
         return self.weights.spread is not None
 
 
@@ -104,12 +118,12 @@ class StemRun:
         conv (FoldedConv): The stem's convolution.
     """
 
-    def __init__(self, x, conv):
+    def __init__(self, x: Tensor, conv: FoldedConv):
         self.x = self.y = x
         self.weights = self
         self.conv = conv
 
-    def named(self, part):
+    def named(self, part: str) -> FoldedConv:
         """The convolution, whatever the stem calls it."""
         return self.conv
 

@@ -1,5 +1,10 @@
 """Control what a backbone decides: replay recorded decisions, or force rates."""
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -9,7 +14,8 @@ from laud_mm.specs.arguments import check_fraction
 from .execution import executing
 
 
-def override_decisions(backbone, override):
+def override_decisions(backbone: Any, override: Callable[[str, Any], Any]
+                       ) -> AbstractContextManager[Any]:
     """Let a function change what the maskers decide, in this thread.
 
     The maskers still run, so that timings include them.
@@ -21,7 +27,7 @@ def override_decisions(backbone, override):
     return executing(backbone, override=override)
 
 
-def replay(backbone, decisions):
+def replay(backbone: Any, decisions: dict[str, Any]) -> AbstractContextManager[Any]:
     """Make every block decide as recorded, for example in another executor.
 
     Args:
@@ -31,7 +37,8 @@ def replay(backbone, decisions):
     return override_decisions(backbone, lambda name, _: decisions[name])
 
 
-def force_rate(backbone, rate, seed=0):
+def force_rate(backbone: Any, rate: float | dict[str, float],
+               seed: int = 0) -> AbstractContextManager[Any]:
     """Turn on an exact share of randomly chosen units, whatever the maskers say.
 
     Args:

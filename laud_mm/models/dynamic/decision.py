@@ -1,11 +1,14 @@
 """Decision: which units of a block are computed, as data (method, section 1)."""
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Optional, Tuple
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from laud_mm.specs import Rates
+from laud_mm.specs import Rates, Size
 
 
 class Masks:
@@ -15,27 +18,29 @@ class Masks:
     floating with straight-through gradients in training. None: nothing of
     that kind is skipped.
     """
-    MASKS: ClassVar[Tuple[str, ...]] = ()
+    MASKS: ClassVar[tuple[str, ...]] = ()
 
-    def masks(self):
+    def masks(self) -> dict[str, Tensor]:
         """The masks by name, without those that are None."""
         own = {name: getattr(self, name) for name in self.MASKS}
         return {name: mask for name, mask in own.items() if mask is not None}
 
     @property
-    def is_static(self):
+    def is_static(self) -> bool:
         """True when the block has no masker: everything is computed."""
         return not self.masks()
 
-    def map(self, fn):
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Any:
         """Apply a function to every mask."""
-        return replace(self, **{name: fn(mask) for name, mask in self.masks().items()})
+        own: Any = self
+        return replace(own, **{name: fn(mask) for name, mask in self.masks().items()})
 
-    def detach(self):
+    def detach(self) -> Any:
         """The same decision without autograd history."""
-        return replace(self, **{k: v.detach() for k, v in vars(self).items() if v is not None})
+        own: Any = self
+        return replace(own, **{k: v.detach() for k, v in vars(self).items() if v is not None})
 
-    def rates(self, shape, in_size):
+    def rates(self, shape: Any, in_size: Size) -> Rates:
         """Activation rates per image: `Rates` of (N,), or 1.0 where nothing is skipped.
 
         Args:
@@ -54,13 +59,13 @@ class Decision(Masks):
         patches (Tensor | None): (N, Hm, Wm), patches of the output map.
         channels (Tensor | None): (N, groups), channel groups of the width.
     """
-    layer: Optional[Tensor] = None
-    patches: Optional[Tensor] = None
-    channels: Optional[Tensor] = None
+    layer: Tensor | None = None
+    patches: Tensor | None = None
+    channels: Tensor | None = None
 
     MASKS = ('layer', 'patches', 'channels')
 
-    def rates(self, shape, in_size):
+    def rates(self, shape: Any, in_size: Size) -> Rates:
         return decision_rates(shape, in_size, self)
 
 
@@ -77,20 +82,20 @@ class TransformerDecision(Masks):
         head_logits (Tensor | None): (N, heads), what `heads` was decided from.
         branch_logits (Tensor | None): (N, 2), what `branches` was decided from.
     """
-    tokens: Optional[Tensor] = None
-    heads: Optional[Tensor] = None
-    branches: Optional[Tensor] = None
-    head_logits: Optional[Tensor] = None
-    branch_logits: Optional[Tensor] = None
+    tokens: Tensor | None = None
+    heads: Tensor | None = None
+    branches: Tensor | None = None
+    head_logits: Tensor | None = None
+    branch_logits: Tensor | None = None
 
     MASKS = ('tokens', 'heads', 'branches')
 
     @property
-    def all_tokens(self):
+    def all_tokens(self) -> Tensor | None:
         """(N, T) `tokens` with the class token, which is on, in front; None where `tokens` is."""
         return None if self.tokens is None else F.pad(self.tokens, (1, 0), value=1)
 
-    def rates(self, shape, in_size):
+    def rates(self, shape: Any, in_size: Size) -> Rates:
         decision, rates = self.map(Tensor.float), {}
         if decision.tokens is not None:
             rates['token'] = decision.all_tokens.mean(1)
@@ -101,7 +106,7 @@ class TransformerDecision(Masks):
         return Rates(**rates)
 
 
-def expand_patches(patches, size, granularity):
+def expand_patches(patches: Tensor, size: Size, granularity: int) -> Tensor:
     """Repeat each patch S x S times and crop to the output map.
 
     Args:
@@ -126,7 +131,7 @@ def _readers(positions, mid_size, stride, dilation):
         dilation=dilation, output_padding=rest)[:, 0]
 
 
-def halo(positions, mid_size, stride, dilation):
+def halo(positions: Tensor, mid_size: Size, stride: int, dilation: int) -> Tensor:
     """Where conv1 is needed: inside the 3x3 window of an active output position.
 
     Differentiable in evenly shared parts: each window that reads a position
@@ -145,7 +150,7 @@ def halo(positions, mid_size, stride, dilation):
     return count / count.detach().clamp(min=1)
 
 
-def decision_rates(shape, in_size, decision):
+def decision_rates(shape: Any, in_size: Size, decision: Decision) -> Rates:
     """Activation rates of a decision, per image.
 
     Args:

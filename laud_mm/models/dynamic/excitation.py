@@ -1,5 +1,8 @@
 """Squeeze-and-excitation: scale a map's channels by what their means say."""
+from __future__ import annotations
+
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +25,16 @@ class Excitation:
     bias2: Tensor
 
     @property
-    def weights(self):
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """All four, as the operations take them."""
         return self.weight1, self.bias1, self.weight2, self.bias2
 
-    def scales(self, means):
+    def scales(self, means: Tensor) -> Tensor:
         """Turn means (N, C) into scales (N, C) between 0 and 1."""
         hidden = F.relu(F.linear(means.to(self.weight1.dtype), self.weight1, self.bias1))
         return torch.sigmoid(F.linear(hidden, self.weight2, self.bias2))
 
-    def select(self, channels):
+    def select(self, channels: Tensor) -> Excitation:
         """What is left of it when all channels but these (A,) are zero."""
         return Excitation(self.weight1.index_select(1, channels), self.bias1,
                           self.weight2.index_select(0, channels),
@@ -46,18 +49,19 @@ class SqueezeExcitation(nn.Module):
         hidden (int): Hidden channels.
     """
 
-    def __init__(self, channels, hidden):
+    def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
 
-    def excitation(self, dtype=None):
+    def excitation(self, dtype: torch.dtype | None = None) -> Excitation:
         """The weights as an `Excitation`, in another type where one is given."""
         dtype = dtype or self.fc1.weight.dtype
-        return Excitation(*(tensor.to(dtype) for fc in (self.fc1, self.fc2)
-                            for tensor in (fc.weight.flatten(1), fc.bias)))
+        tensors: list[Any] = [tensor for fc in (self.fc1, self.fc2)
+                              for tensor in (fc.weight.flatten(1), fc.bias)]
+        return Excitation(*(tensor.to(dtype) for tensor in tensors))
 
-    def forward(self, y, positions=None):
+    def forward(self, y: Tensor, positions: Tensor | None = None) -> Tensor:
         """Scale y (N, C, H, W); means are over `positions` (N, H, W), 1 where computed."""
         if positions is None:
             means = global_mean(y)

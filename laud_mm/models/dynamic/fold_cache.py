@@ -1,4 +1,9 @@
 """FoldCache: keeps what was made from weights until they change."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 
@@ -16,11 +21,14 @@ class FoldCache:
     def __init__(self):
         self.clear()
 
-    def clear(self):
+    def clear(self) -> None:
         """Forget the fold."""
-        self._modules = self._sources = self._dtype = self._value = None
+        self._modules: Any = None
+        self._sources: Any = None
+        self._dtype: Any = None
+        self._value: Any = None
 
-    def get(self, modules, build):
+    def get(self, modules: list, build: Callable[[torch.dtype], Any]) -> Any:
         """Return `build(dtype)`, cached for as long as the modules stay as they are.
 
         Args:

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from laud_mm import ops
 
@@ -26,21 +27,21 @@ class FoldedConv:
     groups: int = 1
 
     @cached_property
-    def packed(self):
+    def packed(self) -> Tensor | None:
         """The weights as the CPU kernels read them; None where there is no such kernel."""
         if not self._for_kernels():
             return None
         return ops.pack_conv(self.weight, self.bias, self.groups)
 
     @cached_property
-    def packed_winograd(self):
+    def packed_winograd(self) -> Tensor | None:
         """The weights as the CPU kernels transform them, of a 3x3 convolution; None likewise."""
         if not self._for_kernels():
             return None
         return ops.pack_winograd(self.weight, self.bias)
 
     @cached_property
-    def sliceable(self):
+    def sliceable(self) -> Tensor | None:
         """The weights as the CPU kernels pick channels of them; None where there is none."""
         return ops.slice_ready(self.weight) if self._for_kernels() else None
 
@@ -71,17 +72,18 @@ class FoldedBottleneck:
     spread: Tensor | None = None
     kept: Tensor | None = None
 
-    def named(self, part):
+    def named(self, part: str) -> Any:
         """The convolution of a part: 'conv1', 'conv2', 'conv3' or 'downsample'."""
         return self.shortcut if part == 'downsample' else getattr(self, part)
 
     @property
-    def width(self):
+    def width(self) -> int:
         """Channels that conv3 reads: the active ones of the bottleneck width."""
         return self.conv3.weight.shape[1]
 
 
-def fold_conv_norm(conv, norm, dtype=None):
+def fold_conv_norm(conv: nn.Conv2d, norm: Any,
+                   dtype: torch.dtype | None = None) -> FoldedConv:
     """Fold a batch norm (running statistics) into the convolution before it.
 
     Args:

@@ -1,10 +1,15 @@
 """Masked executor: dense x mask. Differentiable; computes everything."""
+from __future__ import annotations
+
+from typing import Any
+
 import torch.nn.functional as F
+from torch import Tensor
 
-from .decision import expand_patches
+from .decision import Decision, expand_patches
 
 
-def run_masked(block, x, decision):
+def run_masked(block: Any, x: Tensor, decision: Decision) -> Tensor:
     """Run a bottleneck block densely and multiply by the decision's masks.
 
     Args:

@@ -1,20 +1,24 @@
 """Maskers: look at a block's input and decide what to compute (method, section 2)."""
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from laud_mm import ops
 from laud_mm.specs import CHANNEL_MASKERS, BottleneckShape
-from laud_mm.specs.bottleneck import MASKS
 from laud_mm.specs.arguments import check_choice
+from laud_mm.specs.bottleneck import MASKS
 
 from .decision import Decision
 from .fold_cache import FoldCache
 
 
-def gumbel_decide(logit_on, logit_off, temperature, noise=True, threshold=0.5):
+def gumbel_decide(logit_on: Tensor, logit_off: Tensor, temperature: float, noise: bool = True,
+                  threshold: float = 0.5) -> Tensor:
     """Sample on/off with Gumbel-Softmax: hard forward, straight-through backward.
 
     Over two classes, softmax((logits + gumbel) / t) is a sigmoid of the logit
@@ -76,15 +80,15 @@ class Masker(nn.Module):
         self.loaded = False
         self._fold = FoldCache()
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         """What the decision on the block's input rests on."""
         raise NotImplementedError
 
-    def sample(self, x):
+    def sample(self, x: Tensor) -> Tensor:
         """Draw the mask (N, *units) of 0 and 1 in training, differentiable."""
         raise NotImplementedError
 
-    def decide(self, x):
+    def decide(self, x: Tensor) -> Tensor:
         """Return the mask (N, *units) bool in evaluation."""
         raise NotImplementedError
 
@@ -108,7 +112,7 @@ class Masker(nn.Module):
 class _TwoLogitMasker(Masker):
     """Base: `logits` returns (N, 2, *units): index 0 is "compute", 1 is "skip"."""
 
-    def sample(self, x):
+    def sample(self, x: Tensor) -> Tensor:
         on, off = self.logits(x).unbind(1)
         return gumbel_decide(on, off, self.temperature, self.noise)
 
@@ -123,20 +127,21 @@ class SpatialMasker(_TwoLogitMasker):
         noise (bool): See `gumbel_decide`.
     """
 
-    def __init__(self, in_channels, window, noise=True):
+    def __init__(self, in_channels: int, window: int | None, noise: bool = True):
         super().__init__(noise)
         self.window = window
         self.conv = nn.Conv2d(in_channels, 2, 1)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Fresh weights: nearly every unit starts on."""
         # Small weights, so that the bias decides at first however wide the input is.
         nn.init.normal_(self.conv.weight, std=0.01)
         with torch.no_grad():
-            self.conv.bias.copy_(self.conv.bias.new_tensor([5.0, 0.0]))
+            bias: Any = self.conv.bias
+            bias.zero_()[0] = 5.0
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
         if self.window is None:
             pooled = global_mean(x).to(weight.dtype)
@@ -145,11 +150,11 @@ class SpatialMasker(_TwoLogitMasker):
         pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
         return F.conv2d(pooled.to(weight.dtype), weight, bias)
 
-    def difference(self):
+    def difference(self) -> tuple[Tensor, Tensor]:
         """Weight (C,) and bias (1,) of logit_on - logit_off, all that counts in evaluation."""
         return self._fold.get([self.conv], lambda dtype: _difference(self.conv))
 
-    def decide(self, x):
+    def decide(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         return ops.patch_mask(x, *self.difference(), self.window or max(x.shape[-2:]))
 
@@ -166,7 +171,8 @@ class ChannelMasker(_TwoLogitMasker):
         noise (bool): See `gumbel_decide`.
     """
 
-    def __init__(self, in_channels, groups, hidden, kind='mlp', noise=True):
+    def __init__(self, in_channels: int, groups: int, hidden: int, kind: str = 'mlp',
+                 noise: bool = True):
         super().__init__(noise)
         check_choice('masker.channel', kind, CHANNEL_MASKERS)
         self.kind = kind
@@ -177,16 +183,17 @@ class ChannelMasker(_TwoLogitMasker):
         self.fc2 = nn.Linear(in_channels if kind == 'linear' else hidden, 2 * groups)
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Fresh weights: most groups start on."""
-        for module in self.children():
-            module.reset_parameters()
+        layers: Any = self.children()
+        for layer in layers:
+            layer.reset_parameters()
         with torch.no_grad():
             on, off = self.fc2.bias.chunk(2)
             on.fill_(2.0)
             off.fill_(-2.0)
 
-    def logits(self, x):
+    def logits(self, x: Tensor) -> Tensor:
         if self.kind == 'conv_linear':
             x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
         pooled = global_mean(x).to(self.fc2.weight.dtype)
@@ -194,7 +201,7 @@ class ChannelMasker(_TwoLogitMasker):
             pooled = F.relu(self.fc1(pooled))
         return self.fc2(pooled).unflatten(1, (2, -1))
 
-    def decide(self, x):
+    def decide(self, x: Tensor) -> Tensor:
         if self.kind == 'conv_linear':
             x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
         pooled = ops.position_means(x.contiguous(memory_format=torch.channels_last))
@@ -209,19 +216,21 @@ class MaskerSet(nn.Module):
     """Base: all maskers of one block, its children."""
 
     @property
-    def loaded(self):
+    def loaded(self) -> bool:
         """Whether all maskers' weights came from a checkpoint."""
         return all(m.loaded for m in self.children())
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Fresh weights for the maskers that no checkpoint filled."""
-        for masker in self.children():
+        maskers: Any = self.children()
+        for masker in maskers:
             if not masker.loaded:
                 masker.reset_parameters()
 
-    def set_temperature(self, temperature):
+    def set_temperature(self, temperature: float) -> None:
         """Set the Gumbel temperature of all maskers."""
-        for masker in self.children():
+        maskers: Any = self.children()
+        for masker in maskers:
             masker.temperature = float(temperature)
 
 
@@ -233,7 +242,7 @@ class BlockMasker(MaskerSet):
         noise (bool): See `gumbel_decide`.
     """
 
-    def __init__(self, shape: BottleneckShape, noise=True):
+    def __init__(self, shape: BottleneckShape, noise: bool = True):
         super().__init__()
         if shape.layer_skipping:
             self.layer = SpatialMasker(shape.in_channels, None, noise)
@@ -244,7 +253,7 @@ class BlockMasker(MaskerSet):
             self.channel = ChannelMasker(shape.in_channels, shape.channel_groups,
                                          shape.masker_hidden, shape.channel_masker, noise)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Decision:
         """Decide from the block's input (N, C, H, W)."""
         masks = {MASKS[name]: masker(x) for name, masker in self.named_children()}
         if 'layer' in masks:

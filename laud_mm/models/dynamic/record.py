@@ -1,10 +1,12 @@
 """ActivationRecord: what every block of one forward pass decided, and what that cost."""
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
-from typing import Any, List, Tuple
+from typing import Any
 
 import torch
 
-from laud_mm.specs import OpSpec, Rates, dynamic_flops, static_flops
+from laud_mm.specs import OpSpec, Rates, Size, dynamic_flops, static_flops
 
 from .decision import Masks
 
@@ -19,10 +21,10 @@ class BlockActivity:
         decision (Decision | TransformerDecision): What it computed on the batch.
     """
     shape: Any
-    in_size: Tuple[int, int]
+    in_size: Size
     decision: Masks
 
-    def rates(self):
+    def rates(self) -> Rates:
         """Activation rates, per image where something is skipped: `Rates` of (N,)."""
         return self.decision.rates(self.shape, self.in_size)
 
@@ -38,25 +40,25 @@ class ActivationRecord:
         device (torch.device): Where the rates live.
     """
     batch_size: int
-    stem: Tuple[OpSpec, ...]
+    stem: tuple[OpSpec, ...]
     device: torch.device
-    blocks: List[BlockActivity] = field(default_factory=list)
+    blocks: list[BlockActivity] = field(default_factory=list)
 
-    def add(self, shape, in_size, decision):
+    def add(self, shape: Any, in_size: Size, decision: Masks) -> None:
         """Note what the next block decided on an input of `in_size`."""
         self.blocks.append(BlockActivity(shape, in_size, decision))
 
-    def detach(self):
+    def detach(self) -> ActivationRecord:
         """The same record without autograd history."""
         blocks = [replace(b, decision=b.decision.detach()) for b in self.blocks]
         return ActivationRecord(self.batch_size, self.stem, self.device, blocks)
 
     @property
-    def decisions(self):
+    def decisions(self) -> dict[str, Masks]:
         """Decisions by block name; feed them to `replay`."""
         return {b.shape.name: b.decision for b in self.blocks}
 
-    def cost(self):
+    def cost(self) -> ActivationCost:
         """Work out rates and FLOPs of every image.
 
         Returns:
@@ -104,43 +106,43 @@ class ActivationCost:
         stem_flops (int): Multiply-adds of the stem.
         decisions (tuple[Decision | TransformerDecision, ...]): What each block computed.
     """
-    names: Tuple[str, ...]
-    dynamic: Tuple[bool, ...]
+    names: tuple[str, ...]
+    dynamic: tuple[bool, ...]
     rates: torch.Tensor
-    block_rates: Tuple[Rates, ...]
+    block_rates: tuple[Rates, ...]
     block_flops: torch.Tensor
-    static_block_flops: Tuple[int, ...]
+    static_block_flops: tuple[int, ...]
     stem_flops: int
-    decisions: Tuple[Masks, ...] = ()
+    decisions: tuple[Masks, ...] = ()
 
     @property
-    def flops(self):
+    def flops(self) -> torch.Tensor:
         """(N,) multiply-adds of the backbone: F_dyn of each image."""
         return self.block_flops.sum(0) + self.stem_flops
 
     @property
-    def static_flops(self):
+    def static_flops(self) -> int:
         """Multiply-adds of the static backbone: F_static."""
         return sum(self.static_block_flops) + self.stem_flops
 
     @property
-    def fraction(self):
+    def fraction(self) -> torch.Tensor:
         """(N,) F_dyn / F_static."""
         return self.flops / self.static_flops
 
     @property
-    def block_fractions(self):
+    def block_fractions(self) -> torch.Tensor:
         """(B, N) FLOPs fraction of every block: r_b of each image."""
         static = self.block_flops.new_tensor(self.static_block_flops)
         return self.block_flops / static[:, None]
 
     @property
-    def mean_rates(self):
+    def mean_rates(self) -> torch.Tensor:
         """(B,) `rates`, averaged over the images."""
         return self.rates.mean(1)
 
     @property
-    def mean_rate(self):
+    def mean_rate(self) -> torch.Tensor:
         """Scalar: average of `mean_rates` over the blocks that decide (1 if none does)."""
         chosen = self.mean_rates[self.rates.new_tensor(self.dynamic, dtype=torch.bool)]
         return chosen.mean() if len(chosen) else self.rates.new_ones(())

@@ -73,7 +73,7 @@ def transformer_work(case: Case, route: TransformerRoute,
     if route.compute == 'dense':
         dense = (Work(case.batch, rows=case.batch * tokens, longest=tokens, heads=heads),)
         return {WHOLE: (Work(case.batch),), ATTENTION: dense, MLP: dense}
-    work = {WHOLE: (Work(case.batch),)}
+    work: dict[str, tuple[Work, ...]] = {WHOLE: (Work(case.batch),)}
     for loop, column in BRANCHES.items():
         passes = []
         for pack in pack_tokens(decision, column, (case.batch, tokens)):

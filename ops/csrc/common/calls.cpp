@@ -138,18 +138,6 @@ void check_row_list(const char* what, const Tensor& index, const Tensor& like) {
   check_device(what, index, like);
 }
 
-void check_add_samples(const Tensor& out, const Tensor& identity, const Tensor& samples,
-                       const Tensor& residual) {
-  check_map("out", out);
-  check_map("identity", identity);
-  check_map("residual", residual);
-  check_same("identity", identity, out);
-  check_same("residual", residual, out);
-  check_row_list("samples", samples, out);
-  check_shape("identity", identity, out.sizes());
-  check_shape("residual", residual, {samples.numel(), out.size(1), out.size(2), out.size(3)});
-}
-
 void check_tokens(const char* name, const Tensor& tokens) {
   check_floating(name, tokens);
   TORCH_CHECK(tokens.dim() == 3 && tokens.is_contiguous(), name,

@@ -63,8 +63,6 @@ HaloCall check_halo(const Tensor& index, const Tensor& count, int64_t samples, i
 // A list of rows to copy or add; `what` is its argument's name.
 void check_row_list(const char* what, const Tensor& index, const Tensor& like);
 
-void check_add_samples(const Tensor& out, const Tensor& identity, const Tensor& samples,
-                       const Tensor& residual);
 void check_tokens(const char* name, const Tensor& tokens);
 void check_add_tokens(const Tensor& out, const Tensor& index, const Tensor& rows);
 

@@ -1,4 +1,4 @@
-// Copying and adding whole samples and tokens (CPU).
+// Copying and adding tokens (CPU).
 #include <ATen/Dispatch.h>
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
@@ -32,26 +32,21 @@ Tensor gather_rows(const char* what, const Tensor& x, const Tensor& index, int64
   return out;
 }
 
-// out[index[i]] = act(base[index[i]] + rows[i]), row by row.
+// out[index[i]] += rows[i], row by row.
 template <typename T>
-void add_rows(T* out, const T* base, const T* rows, const int64_t* index, int64_t listed,
-              int64_t size, bool relu) {
+void add_rows(T* out, const T* rows, const int64_t* index, int64_t listed, int64_t size) {
   const int64_t grain = std::max<int64_t>(1, 8192 / std::max<int64_t>(1, size));
   at::parallel_for(0, listed, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       T* to = out + index[i] * size;
-      const T* from = base + index[i] * size;
       const T* row = rows + i * size;
-      for (int64_t c = 0; c < size; c++) {
-        const T sum = from[c] + row[c];
-        to[c] = relu && sum < T(0) ? T(0) : sum;
-      }
+      for (int64_t c = 0; c < size; c++) to[c] += row[c];
     }
   });
 }
 
-void add_listed_rows(const char* what, Tensor& out, const Tensor& base, const Tensor& rows,
-                     const Tensor& index, int64_t limit, int64_t size, bool relu) {
+void add_listed_rows(const char* what, Tensor& out, const Tensor& rows, const Tensor& index,
+                     int64_t limit, int64_t size) {
   const Tensor indices = index.contiguous();
   const int64_t* at = indices.const_data_ptr<int64_t>();
   std::vector<bool> seen(limit, false);
@@ -62,24 +57,9 @@ void add_listed_rows(const char* what, Tensor& out, const Tensor& base, const Te
     seen[at[i]] = true;
   }
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, out.scalar_type(), "add_rows", [&] {
-    add_rows<scalar_t>(out.mutable_data_ptr<scalar_t>(), base.const_data_ptr<scalar_t>(),
-                       rows.const_data_ptr<scalar_t>(), at, indices.numel(), size, relu);
+    add_rows<scalar_t>(out.mutable_data_ptr<scalar_t>(), rows.const_data_ptr<scalar_t>(), at,
+                       indices.numel(), size);
   });
-}
-
-Tensor gather_samples(const Tensor& x, const Tensor& samples) {
-  check_map("x", x);
-  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
-  return gather_rows("samples", x, samples, x.size(0), c * h * w)
-      .view({samples.numel(), h, w, c})
-      .permute({0, 3, 1, 2});
-}
-
-void add_relu_samples_(Tensor& out, const Tensor& identity, const Tensor& samples,
-                       const Tensor& residual) {
-  check_add_samples(out, identity, samples, residual);
-  add_listed_rows("samples", out, identity, residual, samples, out.size(0),
-                  out.size(1) * out.size(2) * out.size(3), true);
 }
 
 Tensor gather_tokens(const Tensor& x, const Tensor& index) {
@@ -90,12 +70,10 @@ Tensor gather_tokens(const Tensor& x, const Tensor& index) {
 void scatter_add_tokens_(Tensor& out, const Tensor& index, const Tensor& rows) {
   check_add_tokens(out, index, rows);
   const Tensor values = rows.contiguous();
-  add_listed_rows("index", out, out, values, index, out.size(0) * out.size(1), out.size(2), false);
+  add_listed_rows("index", out, values, index, out.size(0) * out.size(1), out.size(2));
 }
 
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
-  m.impl("gather_samples", gather_samples);
-  m.impl("add_relu_samples_", add_relu_samples_);
   m.impl("gather_tokens", gather_tokens);
   m.impl("scatter_add_tokens_", scatter_add_tokens_);
 }

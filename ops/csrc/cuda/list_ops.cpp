@@ -62,22 +62,6 @@ void add_rows(Tensor& out, const Tensor& base, const Tensor& rows, const Tensor&
       launch_on_current()));
 }
 
-Tensor gather_samples(const Tensor& x, const Tensor& samples) {
-  check_map("x", x);
-  check_row_list("samples", samples, x);
-  const int64_t c = x.size(1), h = x.size(2), w = x.size(3);
-  return gather_rows(x, samples, x.size(0), c * h * w)
-      .view({samples.numel(), h, w, c})
-      .permute({0, 3, 1, 2});
-}
-
-void add_relu_samples_(Tensor& out, const Tensor& identity, const Tensor& samples,
-                       const Tensor& residual) {
-  check_add_samples(out, identity, samples, residual);
-  add_rows(out, identity, residual, samples, out.size(0),
-           out.size(1) * out.size(2) * out.size(3), true);
-}
-
 Tensor gather_tokens(const Tensor& x, const Tensor& index) {
   check_tokens("x", x);
   check_row_list("index", index, x);
@@ -92,8 +76,6 @@ void scatter_add_tokens_(Tensor& out, const Tensor& index, const Tensor& rows) {
 TORCH_LIBRARY_IMPL(laud_mm, CUDA, m) {
   m.impl("compact", compact);
   m.impl("halo_positions", halo_positions);
-  m.impl("gather_samples", gather_samples);
-  m.impl("add_relu_samples_", add_relu_samples_);
   m.impl("gather_tokens", gather_tokens);
   m.impl("scatter_add_tokens_", scatter_add_tokens_);
 }

@@ -85,5 +85,5 @@ class TransformerMasker(MaskerSet):
 
     def by_class_token(self, name, x):
         """What the 'head' or 'layer' masker decides from x (N, T, C): logits and mask."""
-        logits, mask = dict(head=('head_logits', 'heads'), layer=('branch_logits', 'branches'))[name]
-        return dict(zip((logits, mask), getattr(self, name).with_logits(x[:, 0])))
+        names = dict(head=('head_logits', 'heads'), layer=('branch_logits', 'branches'))[name]
+        return dict(zip(names, getattr(self, name).with_logits(x[:, 0])))
