@@ -7,8 +7,7 @@ import sys
 
 from mmengine.config import Config
 
-from laud_mm.specs import dynamic_flops, static_flops
-from laud_mm.specs.networks import backbone_spec
+from laud_mm.specs import backbone_spec, dynamic_flops, static_flops
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import text_table
 

@@ -44,7 +44,7 @@ class CalibratedPredictor:
         if not any_machine:
             check_stamp(self.path, self.stamp)
         self.name = self.path.stem
-        self.model = StepModel(content['weights'], content['units'])
+        self.model = StepModel(content['weights'], content['units'], content['factors'])
 
     def predict(self, network, rates=1.0, batch=None, about=None):
         """Predict a backbone; arguments and result as of `AnalyticPredictor.predict`."""
@@ -87,7 +87,7 @@ def read_calibration(path):
     if found != (FORMAT, VERSION):
         raise ValueError(f'{path} must have format {FORMAT!r} version {VERSION}, got {found[0]!r} '
                          f'version {found[1]!r}: calibrate again')
-    missing = {'stamp', 'precision', 'units', 'weights'} - set(content)
+    missing = {'stamp', 'precision', 'units', 'weights', 'factors'} - set(content)
     if missing:
         raise ValueError(f'{path} lacks {", ".join(sorted(missing))}: calibrate again')
     return content
@@ -119,7 +119,8 @@ def _device_name(device):
 def save_calibration(path, model, stamp, precision, validation):
     """Write a calibration file, complete or not at all."""
     write_json(dict(format=FORMAT, version=VERSION, stamp=stamp, precision=precision,
-                    units=model.units, validation=validation, weights=model.weights), path)
+                    units=model.units, validation=validation, weights=model.weights,
+                    factors=model.factors), path)
 
 
 def is_calibration(device):

@@ -138,10 +138,13 @@ class StepModel:
     Args:
         weights (dict[str, dict[str, float]]): `StepCall.key` -> term -> ms.
         units (int): See `step_features`.
+        factors (dict[str, float], optional): By kind, what its steps take in sums over nets,
+            relative to what they take one by one; default: the same.
     """
 
-    def __init__(self, weights: dict[str, dict[str, float]], units: int):
-        self.weights, self.units = weights, units
+    def __init__(self, weights: dict[str, dict[str, float]], units: int,
+                 factors: dict[str, float] | None = None):
+        self.weights, self.units, self.factors = weights, units, factors or {}
         self._known: dict[tuple, float] = {}
         self._keys: dict[str, str] = {}
         self._terms: dict[str, list[tuple[int, float]]] = {}
@@ -150,6 +153,10 @@ class StepModel:
             self._terms[key] = [(i, own[term]) for i, term in enumerate(terms) if term in own]
 
     def latency_ms(self, call: StepCall, far: Sequence[float]) -> float:
+        """What one run of a step adds to the latency of a net, see `step_ms`."""
+        return self.factors.get(call.kind, 1.0) * self.step_ms(call, far)
+
+    def step_ms(self, call: StepCall, far: Sequence[float]) -> float:
         """Predicted latency of one run of a step.
 
         Args:

@@ -1,6 +1,7 @@
 """Calibrate the predictor: time the steps of random nets, fit their model, check it on others."""
 import math
 import random
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from .step_clock import time_steps
 DTYPES = dict(fp32=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 GOOD = 0.15  # a prediction within this share of the measurement is a good one
 MAX_ROWS = 1500  # measurements that the fit of one kind of step uses
+PRIOR = 0.5  # how strongly a kind of step is held to cost in sums what it costs by steps
+STEADY = 1.08  # how much the drift probe may change while a net is measured
+MOST_DRIFT = 1.25  # nets measured at another speed than this share of the typical are left out
 LARGE_SHARE = 0.12  # of the nets run on images as detectors have them
 
 
@@ -63,15 +67,37 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, track=it
             net = net.to(device, dtype, memory_format=torch.channels_last)
             x = torch.randn(batch, 3, *size, device=device, dtype=dtype)
             x = x.contiguous(memory_format=torch.channels_last)
-            before = probe.steady(3)
-            timed = time_steps(net, x, rates, repeats=repeats if x.numel() < 1e6 else 4)
-            probes.append(math.sqrt(before * probe.steady(3)))
-            nets += [step_rows(own) for own in timed]
+            own_repeats = repeats if x.numel() < 1e6 else max(repeats // 2, 1)
+            timed, probe_ms = _steady(partial(time_steps, net, x, rates, repeats=own_repeats),
+                                      probe)
+            probes.append(probe_ms)
+            nets.append([step_rows(own) for own in timed])
     typical_ms = float(np.median(probes))
-    for index, rows in enumerate(nets):
-        for row in rows:
-            row['measured_ms'] *= typical_ms / probes[index // 2]
-    return nets, typical_ms
+    kept = []
+    for rows, probe_ms in zip(nets, probes):
+        if typical_ms / MOST_DRIFT < probe_ms < typical_ms * MOST_DRIFT:
+            kept += rows
+            for row in (row for own in rows for row in own):
+                row['measured_ms'] *= typical_ms / probe_ms
+    return kept, typical_ms
+
+
+def _steady(measure, probe, tries=3):
+    """Measure again while the machine changes its speed meanwhile: the steadiest try.
+
+    Returns:
+        tuple: What `measure` returned, and the latency in ms of the drift probe around it.
+    """
+    found = []
+    for _ in range(tries):
+        before = probe.steady(5)
+        measured = measure()
+        after = probe.steady(5)
+        found.append((max(before, after) / min(before, after), math.sqrt(before * after), measured))
+        if found[-1][0] < STEADY:
+            break
+    _, probe_ms, measured = min(found, key=lambda one: one[0])
+    return measured, probe_ms
 
 
 def step_rows(timed):
@@ -103,31 +129,59 @@ def fit_steps(rows, units):
         own = random.Random(0).sample(own, min(len(own), MAX_ROWS))
         kind = own[0]['kind']
         measured = np.array([row['measured_ms'] for row in own])
-        solution = _fit_relative(step_features(kind, [row['sizes'] for row in own],
-                                               [row['far'] for row in own], units),
-                                 measured)
+        features = step_features(kind, [row['sizes'] for row in own],
+                                 [row['far'] for row in own], units)
+        solution = _fit_relative(features, measured)
         weights[key] = {term: float(w) for term, w in zip(step_terms(kind), solution) if w > 0}
     return StepModel(weights, units)
+
+
+def balance_nets(model, nets):
+    """Scale the kinds of step so that the sums over nets have small relative errors.
+
+    What is fitted step by step has a bias in the sum: most steps are small, nets are large ones.
+
+    Args:
+        model (StepModel): From `fit_steps`.
+        nets (Sequence[list[dict]]): The rows of each net.
+
+    Returns:
+        StepModel: With factors.
+    """
+    kinds = sorted({row['kind'] for rows in nets for row in rows})
+    table, totals = np.zeros((len(nets), len(kinds))), np.zeros(len(nets))
+    for index, rows in enumerate(nets):
+        for row in rows:
+            table[index, kinds.index(row['kind'])] += row['times'] * model.latency_ms(
+                _call_of(row), row['far_shares'])
+            totals[index] += row['times'] * row['measured_ms']
+    factors = dict(zip(kinds, _fit_relative(table, totals, PRIOR).tolist()))
+    return StepModel(model.weights, model.units, factors)
 
 
 def _call_of(row):
     return StepCall(row['kind'], tuple(row['sizes']), tuple(row['variant']), near=row['near'])
 
 
-def _fit_relative(features, measured, rounds=8):
+def _fit_relative(features, measured, towards_one=0.0, rounds=8):
     """Weights of at least zero with small relative errors; outliers weigh less and less.
 
     Args:
         features (np.ndarray): (N, number of terms).
         measured (np.ndarray): (N,).
+        towards_one (float): How strongly each weight is held to 1.
         rounds (int): Fits, each with the errors of the one before.
     """
     from scipy.optimize import nnls
     relative = features / measured[:, None]
     scale = np.maximum(np.abs(relative).max(0), 1e-300)
+    # A row per weight that holds it to 1, where asked for.
+    held = np.diag(towards_one / scale) if towards_one else np.empty((0, len(scale)))
+    wanted = np.full(len(held), towards_one)
     trust = np.ones(len(measured))
     for _ in range(rounds):
-        solution = nnls(relative / scale * trust[:, None], trust, maxiter=50000)[0]
+        solution = nnls(np.concatenate([relative / scale * trust[:, None], held]),
+                        np.concatenate([trust, wanted]), maxiter=50000)[0]
         error = np.abs(relative / scale @ solution - 1)
         trust = 1 / np.sqrt(np.maximum(error, 0.03))
     return solution / scale
@@ -137,7 +191,7 @@ def step_errors(rows, model):
     """Compare measured steps with a model: the rows with `predicted_ms` and `error`."""
     compared = []
     for row in rows:
-        predicted = model.latency_ms(_call_of(row), row['far_shares'])
+        predicted = model.step_ms(_call_of(row), row['far_shares'])
         compared.append(dict(row, predicted_ms=predicted,
                              error=predicted / row['measured_ms'] - 1))
     return compared
@@ -193,12 +247,13 @@ def calibrate(path, device='cpu', precision='fp32', nets=360, held_out=0.08, rep
         raise ValueError(f'device must be one that torch sees, got {device}: no CUDA device here')
     others = max(round(held_out * nets), 1)
     measured, probe_ms = measure_nets(nets + others, device, dtype, seed, repeats, track)
-    rows = [dict(row, held_out=index >= 2 * nets) for index, own in enumerate(measured)
-            for row in own]
+    fitted = measured[:len(measured) - 2 * others]
+    rows = [dict(row, net=index, held_out=index >= len(fitted))
+            for index, own in enumerate(measured) for row in own]
     units = torch.get_num_threads()
     if device.type == 'cuda':
         units = torch.cuda.get_device_properties(device).multi_processor_count
-    model = fit_steps([row for row in rows if not row['held_out']], units)
+    model = balance_nets(fit_steps([row for own in fitted for row in own], units), fitted)
     known = {key.split('/')[0] for key in model.weights}
     rows = step_errors([row for row in rows if row['kind'] in known], model)
     save_calibration(path, model, dict(device_stamp(device), probe_ms=probe_ms), precision,

@@ -118,6 +118,11 @@ class Work:
     padded: float = 0.0
 
 
+def no_variant(step: Step, work: Any) -> tuple:
+    """The variant of a kind that has one code path."""
+    return ()
+
+
 @dataclass(frozen=True)
 class StepKind:
     """A kind of step.
@@ -131,7 +136,7 @@ class StepKind:
     """
     sizes: tuple[str, ...]
     measure: Callable[[Step, Any], tuple]
-    variant: Callable[[Step, Any], tuple] = lambda step, work: ()
+    variant: Callable[[Step, Any], tuple] = no_variant
     calls: tuple[str, ...] = ()
 
 

@@ -94,7 +94,9 @@ def test_tools_options_and_configs_of_a_command_are_there(command):
             assert (ROOT / word).is_file(), word
     tool = next((ROOT / word for word in words if word.startswith('tools/')), None)
     if tool is not None and tool.suffix == '.py':
-        known = tool.read_text() + (ROOT / 'laud_mm' / 'utils' / 'run.py').read_text()
+        shared = (ROOT / 'laud_mm' / 'utils' / 'run.py',
+                  *(ROOT / 'laud_mm' / 'commands' / tool.stem).glob('*.py'))
+        known = ''.join(path.read_text() for path in (tool, *shared))
         unknown = [word for word in words if word.startswith('--') and f"'{word}'" not in known]
         assert not unknown
     if words[0] == 'make':

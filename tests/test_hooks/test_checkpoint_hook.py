@@ -4,7 +4,7 @@ import torch
 from mmengine.fileio import LocalBackend
 
 from laud_mm.checkpoints import allow_runner_types, find_resumable
-from laud_mm.hooks import checkpoint_hook
+from laud_mm.utils import files
 
 from ..toy import ToyEvaluator, make_runner
 
@@ -15,8 +15,8 @@ def runner(tmp_path, epochs=3, **kwargs):
 
 
 def test_old_checkpoints_go_only_after_the_new_one_is_there(tmp_path, monkeypatch):
-    present, replace = [], checkpoint_hook.os.replace
-    monkeypatch.setattr(checkpoint_hook.os, 'replace', lambda a, b: (
+    present, replace = [], files.os.replace
+    monkeypatch.setattr(files.os, 'replace', lambda a, b: (
         present.append(sorted(p.name for p in tmp_path.glob('epoch_*.pth'))), replace(a, b)))
     runner(tmp_path, max_keep_ckpts=1).train()
     assert present == [[], ['epoch_1.pth'], ['epoch_2.pth']]
@@ -29,8 +29,8 @@ def test_the_old_best_goes_only_after_the_new_one_is_there(tmp_path, monkeypatch
 
         def evaluate(self, size):
             return dict(accuracy=next(self.scores))
-    present, replace = [], checkpoint_hook.os.replace
-    monkeypatch.setattr(checkpoint_hook.os, 'replace', lambda a, b: (
+    present, replace = [], files.os.replace
+    monkeypatch.setattr(files.os, 'replace', lambda a, b: (
         present.append(sorted(p.name for p in tmp_path.glob('best_*.pth'))), replace(a, b)))
     hook = dict(type='AtomicCheckpointHook', interval=1, save_best='accuracy', rule='greater')
     make_runner(tmp_path, epochs=3, images=2, val_images=1, val_evaluator=Improving(),

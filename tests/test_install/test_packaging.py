@@ -245,7 +245,8 @@ def test_a_wheel_ships_the_package_alone(installed):
     assert roots == {'laud_mm'}
     assert not [name for name in names if '__pycache__' in name or '/tests/' in name]
     modules = {f'laud_mm/{path.relative_to(installed.source / "laud_mm")}'
-               for path in (installed.source / 'laud_mm').rglob('*.py') if '.mim' not in path.parts}
+               for path in (installed.source / 'laud_mm').rglob('*.py')
+               if not {'.mim', 'demo', 'zoo'} & set(path.parts)}
     assert modules <= set(names)
 
 

@@ -170,6 +170,8 @@ class LAUDT2TViT(LAUDBackbone):
         self._freeze()
 
     def run_stem(self, x: Tensor, folded: bool, clock: Any = None) -> Tensor:
+        if not folded:
+            return self.embed(x)
         run = TokensRun(self, x)
         run_steps(run, self.op_specs(tuple(x.shape[-2:])).outside_steps[:1], clock)
         return run.out
