@@ -202,10 +202,12 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         return {f'{prefix}{key}_ms': getattr(timed.stats[name], f'{key}_ms') / setting.batch
                 for key in ('mean', 'p50', 'p90', 'p99')}
     shapes = [block.shape for stage in net.stages() for block in stage]
-    row = dict(network=setting.network, paradigm=setting.paradigm, rate=setting.rate,
+    realised = timed.cost.mean_rate.item()
+    row = dict(network=setting.network, paradigm=setting.paradigm,
+               rate=setting.rate if setting.block_rates is None else realised,
                batch=setting.batch, size=list(setting.image_size),
                granularity=stage_granularity(shapes),
-               realised_rate=timed.cost.mean_rate.item(),
+               realised_rate=realised,
                flops_fraction=timed.cost.fraction.mean().item(), **per_image('dynamic'))
     for name in timed.ratios:
         row.update(per_image(name, f'{name}_'))
@@ -234,13 +236,15 @@ def mean_rates(rates):
 
 def compiled_static(setting, net, memory):
     """The static net with the same weights under `torch.compile`, weights frozen."""
-    from torch._inductor import config
+    import torch._inductor as inductor
     static = setting.build(paradigm=None, execution='masked')
     static.load_state_dict(net.state_dict(), strict=False)
     weight = next(net.parameters())
     static = static.to(weight.device, weight.dtype, memory_format=memory)
-    config.freezing = True
-    return torch.compile(static, mode='max-autotune' if weight.is_cuda else 'default')
+    mode = inductor.list_mode_options('max-autotune') if weight.is_cuda else {}
+    # Earlier nets count towards the limit of recompilations, beyond which nothing is compiled.
+    torch._dynamo.reset()
+    return torch.compile(static, fullgraph=True, options=dict(mode, freezing=True))
 
 
 def stage_latencies(net, run, device, repeats):

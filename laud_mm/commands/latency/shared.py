@@ -116,9 +116,10 @@ def fusions_of(text):
 def args_model(args):
     """The model of --config, as plain dicts."""
     from mmengine.config import Config
-    # Reading a `mmdet::` config warns of what only mmengine can mend.
-    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-    model = Config.fromfile(args.config).get('model')
+    with warnings.catch_warnings():
+        # Reading a `mmdet::` config warns of what only mmengine can mend.
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
+        model = Config.fromfile(args.config).get('model')
     if model is None or 'backbone' not in model:
         raise ValueError(f'--config must have a model with a backbone, {args.config} has none')
     return model.to_dict()

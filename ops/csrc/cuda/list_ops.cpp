@@ -1,4 +1,4 @@
-// Listing units, copying and adding listed rows (CUDA).
+// Listing units, copying and adding listed tokens (CUDA).
 //
 // Rows that do not exist are zeros where they are copied and are passed over where they are
 // added to, since looking at the indices here would wait for the device.
@@ -41,36 +41,29 @@ std::tuple<Tensor, Tensor> halo_positions(const Tensor& index, const Tensor& cou
   return {positions[0], found};
 }
 
-Tensor gather_rows(const Tensor& x, const Tensor& index, int64_t limit, int64_t size) {
-  const c10::cuda::CUDAGuard guard(x.device());
-  const Tensor indices = index.contiguous();
-  Tensor to = at::empty({index.numel(), size},
-                        x.options().memory_format(at::MemoryFormat::Contiguous));
-  C10_CUDA_CHECK(launch_gather_rows(
-      type_of(x), {indices.const_data_ptr<int64_t>(), index.numel(), limit, size},
-      x.const_data_ptr(), to.mutable_data_ptr(), launch_on_current()));
-  return to;
-}
-
-void add_rows(Tensor& out, const Tensor& base, const Tensor& rows, const Tensor& index,
-              int64_t limit, int64_t size, bool relu) {
-  const c10::cuda::CUDAGuard guard(out.device());
-  const Tensor indices = index.contiguous();
-  C10_CUDA_CHECK(launch_add_rows(
-      type_of(out), {indices.const_data_ptr<int64_t>(), index.numel(), limit, size},
-      base.const_data_ptr(), rows.const_data_ptr(), out.mutable_data_ptr(), relu,
-      launch_on_current()));
+ListedRows listed_rows(const Tensor& indices, const Tensor& tokens) {
+  return {indices.const_data_ptr<int64_t>(), indices.numel(), tokens.size(0) * tokens.size(1),
+          tokens.size(2)};
 }
 
 Tensor gather_tokens(const Tensor& x, const Tensor& index) {
   check_tokens("x", x);
   check_row_list("index", index, x);
-  return gather_rows(x, index, x.size(0) * x.size(1), x.size(2));
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Tensor indices = index.contiguous();
+  Tensor to = at::empty({index.numel(), x.size(2)}, x.options());
+  C10_CUDA_CHECK(launch_gather_rows(type_of(x), listed_rows(indices, x), x.const_data_ptr(),
+                                    to.mutable_data_ptr(), launch_on_current()));
+  return to;
 }
 
 void scatter_add_tokens_(Tensor& out, const Tensor& index, const Tensor& rows) {
   check_add_tokens(out, index, rows);
-  add_rows(out, out, rows.contiguous(), index, out.size(0) * out.size(1), out.size(2), false);
+  const c10::cuda::CUDAGuard guard(out.device());
+  const Tensor indices = index.contiguous(), values = rows.contiguous();
+  C10_CUDA_CHECK(launch_add_rows(type_of(out), listed_rows(indices, out),
+                                 values.const_data_ptr(), out.mutable_data_ptr(),
+                                 launch_on_current()));
 }
 
 TORCH_LIBRARY_IMPL(laud_mm, CUDA, m) {

@@ -40,18 +40,16 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    add_rows_kernel(ListedRows rows, const T* base, const T* add, T* out, bool relu, bool vector) {
+    add_rows_kernel(ListedRows rows, const T* add, T* out, bool vector) {
   each_chunk<T>(rows, [&](int64_t i, int64_t row, int64_t place) {
     if (row < 0) return;
     const int64_t left = rows.size - place;
     T values[kChunkSize<T>], added[kChunkSize<T>];
-    read_chunk(base + row * rows.size + place, left, vector, values);
+    read_chunk(out + row * rows.size + place, left, vector, values);
     read_chunk(add + i * rows.size + place, left, vector, added);
 #pragma unroll
-    for (int e = 0; e < kChunkSize<T>; e++) {
-      const float sum = to_float(values[e]) + to_float(added[e]);
-      values[e] = from_float<T>(relu && sum < 0.f ? 0.f : sum);
-    }
+    for (int e = 0; e < kChunkSize<T>; e++)
+      values[e] = from_float<T>(to_float(values[e]) + to_float(added[e]));
     write_chunk(out + row * rows.size + place, left, vector, values);
   });
 }
@@ -87,15 +85,15 @@ cudaError_t launch_gather_rows(Type type, const ListedRows& rows, const void* fr
   });
 }
 
-cudaError_t launch_add_rows(Type type, const ListedRows& rows, const void* base, const void* add,
-                            void* out, bool relu, const Launch& on) {
+cudaError_t launch_add_rows(Type type, const ListedRows& rows, const void* add, void* out,
+                            const Launch& on) {
   return with_type(type, [&](auto zero) {
     using T = decltype(zero);
     const int64_t bytes = rows.size * int64_t{sizeof(T)};
     const auto shape = shape_for(rows, kChunkSize<T>, on);
     return launch(add_rows_kernel<T>, on, shape.blocks, shape.threads, 0, rows,
-                  static_cast<const T*>(base), static_cast<const T*>(add), static_cast<T*>(out),
-                  relu, in_chunks(base, bytes) && in_chunks(add, bytes) && in_chunks(out, bytes));
+                  static_cast<const T*>(add), static_cast<T*>(out),
+                  in_chunks(add, bytes) && in_chunks(out, bytes));
   });
 }
 

@@ -1,4 +1,4 @@
-// Copying and adding whole rows, of samples or tokens (see row_copies.cu).
+// Copying and adding whole rows, such as tokens (see row_copies.cu).
 #pragma once
 #include "launch.h"
 
@@ -15,8 +15,8 @@ struct ListedRows {
 cudaError_t launch_gather_rows(Type type, const ListedRows& rows, const void* from, void* to,
                                const Launch& on);
 
-// out[index[i]] = act(base[index[i]] + add[i]).
-cudaError_t launch_add_rows(Type type, const ListedRows& rows, const void* base, const void* add,
-                            void* out, bool relu, const Launch& on);
+// out[index[i]] += add[i].
+cudaError_t launch_add_rows(Type type, const ListedRows& rows, const void* add, void* out,
+                            const Launch& on);
 
 }  // namespace laud::cuda

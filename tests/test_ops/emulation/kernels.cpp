@@ -160,10 +160,8 @@ int run_add_rows(const int64_t* arguments) {
   Arguments a{arguments};
   const Type type = Type(a.integer());
   const ListedRows rows{a.pointer<int64_t>(), a.integer(), a.integer(), a.integer()};
-  auto* base = a.pointer();
   auto* add = a.pointer();
-  auto* out = a.pointer();
-  return launch_add_rows(type, rows, base, add, out, a.integer() != 0, device);
+  return launch_add_rows(type, rows, add, a.pointer(), device);
 }
 
 // The arithmetic that CPU and CUDA share.
