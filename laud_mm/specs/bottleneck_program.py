@@ -2,6 +2,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from .opspec import Rates
 from .program import WHOLE, Case, Loop, Program, around
@@ -89,7 +90,11 @@ def patch_side(case: Case) -> int:
 
 def bottleneck_program(case: Case, route: BottleneckRoute | None = None) -> Program:
     """The steps of a case on a route, by default the default one."""
-    route = route or default_route(case)
+    return _program(case, route or default_route(case))
+
+
+@lru_cache(maxsize=512)  # blocks and images share shapes and sizes
+def _program(case, route):
     return _Steps(case, route).program()
 
 

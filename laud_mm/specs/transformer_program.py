@@ -6,6 +6,7 @@ sample to the longest.
 """
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from .opspec import Rates
 from .program import WHOLE, Case, Loop, Program, around
@@ -34,7 +35,11 @@ def routes(case: Case) -> tuple[TransformerRoute, ...]:
 
 def transformer_program(case: Case, route: TransformerRoute | None = None) -> Program:
     """The steps of a case on a route, by default the default one."""
-    route = route or routes(case)[0]
+    return _program(case, route or routes(case)[0])
+
+
+@lru_cache(maxsize=512)  # blocks and images share shapes and sizes
+def _program(case, route):
     shape = case.shape
     ops = {op.name.lstrip('.'): op for op in shape.op_specs(case.in_size)}
     paradigms = shape.paradigms if route != STATIC else ()

@@ -189,3 +189,20 @@ def test_a_missing_safetensors_library_is_named(tmp_path, monkeypatch):
     for call in (load_state_dict, lambda path: save_state_dict({'a': torch.zeros(1)}, path)):
         with pytest.raises(CheckpointError, match='pip install safetensors'):
             call(tmp_path / 'a.safetensors')
+
+
+def test_maskers_of_layers_load_under_their_old_name(make_net, tmp_path):
+    net, other = make_net(paradigm='layer'), make_net(paradigm='layer')
+    old = {key.replace('.masker.layer.', '.masker.spatial.'): value
+           for key, value in net.state_dict().items()}
+    assert any('.masker.spatial.' in key for key in old)
+    other.load_state_dict(old)  # strict
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(),
+                                                 other.state_dict().values()))
+    assert all(masker.loaded for masker in other.maskers())
+    save_state_dict(old, tmp_path / 'old.pth')
+    third = make_net(paradigm='layer', init_cfg=dict(type='Pretrained',
+                                                     checkpoint=str(tmp_path / 'old.pth')))
+    third.init_weights()
+    assert torch.equal(third.layer4[0].masker.layer.conv.weight,
+                       net.layer4[0].masker.layer.conv.weight)

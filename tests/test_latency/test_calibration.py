@@ -145,10 +145,29 @@ def test_predictions_rise_with_rate_batch_resolution_and_channels(predictor, dat
 
 
 @pytest.mark.parametrize('path', COMMITTED, ids=lambda path: path.name)
-def test_committed_calibrations_are_as_good_as_the_documentation_says(path):
-    total = json.loads(path.read_text())['validation'][-1]
-    assert total['kind'] == 'all' and total['steps'] >= 500
-    assert total['within_15_percent'] >= 0.9
+def test_the_page_says_what_a_committed_calibration_reached(path):
+    page, total = (ROOT / 'docs' / 'latency.md').read_text(), json.loads(
+        path.read_text())['validation'][-1]
+    assert total['kind'] == 'all' and total['steps'] >= 500 and total['mean_error'] < 0.15
+    rows = {line.split('`')[1]: line for line in page.splitlines()
+            if line.startswith('|') and f'`{path.name}`' in line}
+    assert f'| {total["steps"]} steps' in rows[path.name]
+    assert f'{100 * total["within_15_percent"]:.0f} % within 15 %' in rows[path.name]
+    assert f'| {100 * total["mean_error"]:.0f} % |' in rows[path.name]
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'benchmarks' / 'results').glob('compare-*.json')),
+                         ids=lambda path: path.name)
+def test_the_page_says_what_a_committed_comparison_showed(path):
+    page = (ROOT / 'docs' / 'latency.md').read_text()
+    rows = json.loads(path.read_text())['rows']
+    for net, key in (('dynamic', 'error'), ('static', 'static_error')):
+        errors = np.abs([row[key] for row in rows])
+        line, = (line for line in page.splitlines() if line.startswith(f'| {len(rows)} settings')
+                 and f'`{path.name}`' in line and f', {net} |' in line)
+        assert f'{100 * np.mean(errors <= 0.05):.0f} % within 5 %' in line
+        assert f'{100 * np.mean(errors <= 0.1):.0f} % within 10 %' in line
+        assert f'worst {100 * errors.max():.0f} %' in line
 
 
 def test_a_calibrated_device_predicts_any_network(calibration):

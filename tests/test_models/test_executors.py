@@ -1,4 +1,6 @@
 """Skipping equals masked: the heart of the project."""
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -232,3 +234,40 @@ def test_override_sees_every_dynamic_block_once(make_net):
     with torch.no_grad():
         net(torch.rand(1, 3, 64, 64))
     assert len(seen) == before
+
+
+@ARCHS
+def test_what_one_thread_asks_for_leaves_others_alone(make_net, arch):
+    net, x = make_net(arch, paradigm='layer'), torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), ThreadPoolExecutor(1) as other:
+        with force_rate(net, 0.0):
+            nothing = net(x)[-1]
+        with net.as_static():
+            static = net(x)[-1]
+        decided = net(x)[-1]
+
+        def run():
+            with torch.no_grad():
+                return net(x)[-1]
+        with net.as_static():
+            assert torch.equal(other.submit(run).result(), decided)
+            assert torch.equal(net(x)[-1], static)
+        with force_rate(net, 0.0):
+            assert torch.equal(other.submit(run).result(), decided)
+            assert torch.equal(net(x)[-1], nothing)
+    assert not torch.allclose(nothing, static)
+
+
+def test_blocks_and_stages_are_modules_that_take_and_return_a_map(make_net):
+    net, seen = make_net(paradigm='layer'), []
+    handles = [module.register_forward_hook(lambda m, args, out: seen.append((m, out)))
+               for module in (net.layer3, net.layer3[1])]
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        outputs = net(x)
+        assert [m for m, _ in seen] == [net.layer3[1], net.layer3]
+        assert torch.equal(seen[1][1], outputs[2])
+        alone = net.layer4(outputs[2].clone())
+    torch.testing.assert_close(alone, outputs[3])
+    for handle in handles:
+        handle.remove()
