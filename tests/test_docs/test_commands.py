@@ -22,8 +22,9 @@ RUN_BY = {
                    'test_a_killed_study_goes_on_where_it_was',
     'make test': '.ci/run',
     'make coverage': 'pyproject.toml',  # `make test` with a measuring plugin
-    'make lint': '.ci/run',
-    'make docs': '.ci/run',
+    'make lint': 'tests/test_quality/test_lint.py::test_a_linter_finds_nothing',
+    'make docs': 'tests/test_docs/test_commands.py::'
+    'test_the_documentation_builds_without_a_warning',
     'make env': 'tests/test_tools/test_setup_env.py',
     'pip install': 'tests/test_install/test_packaging.py',
     'MMCV_WITH_OPS=1 pip install': 'tools/setup_env.py',
