@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from laud_mm.specs import STEP_KINDS, BlockSpec, Case, Loop, Rates, Step, Work
-from laud_mm.specs.program import WHOLE
+from laud_mm.specs import BlockSpec, Case, Rates, Step, Work
+from laud_mm.specs.steps import register_kinds
 
 from .kernels import Add, Conv, Launch, PatchConv, ScatterAdd, Stream, dense_kernel
 
@@ -18,18 +18,8 @@ KERNEL_TABLE: dict[str, Callable[[Step, Work, int], list[Launch]]] = {}
 
 
 def launches(*kinds: str) -> Callable:
-    """Register what some kinds of step launch.
-
-    Raises:
-        ValueError: If `STEP_KINDS` knows no such kind.
-    """
-    def register(function):
-        for kind in kinds:
-            if kind not in STEP_KINDS:
-                raise ValueError(f'kind must be one of STEP_KINDS, got {kind!r}')
-            KERNEL_TABLE[kind] = function
-        return function
-    return register
+    """Register what some kinds of step launch, see `register_kinds`."""
+    return register_kinds(KERNEL_TABLE, kinds)
 
 
 class ProgramSchedule:
@@ -57,17 +47,11 @@ class ProgramSchedule:
     def _launch(self, block, route, rates, batch):
         case = Case(block.shape, block.in_size, batch, self.device)
         program = block.shape.program(case, route)
-        work, found = block.shape.expected_work(case, program.route, rates), []
-        for item in (*program.deciding, *program.computing):
-            steps, name = (item.steps, item.name) if isinstance(item, Loop) else ((item,), WHOLE)
-            for one in work.get(name, ()):
-                for step in steps:
-                    times = one.times * (float(getattr(one, step.when)) if step.when else 1.0)
-                    if times > 0:
-                        found += [replace(launch, name=f'{block.name}.{step.part or step.kind}',
-                                          probability=times * launch.probability)
-                                  for launch in KERNEL_TABLE[step.kind](step, one, batch)]
-        return found
+        work = block.shape.expected_work(case, program.route, rates)
+        return [replace(launch, name=f'{block.name}.{step.part or step.kind}',
+                        probability=times * launch.probability)
+                for step, one, times in program.at(work)
+                for launch in KERNEL_TABLE[step.kind](step, one, batch)]
 
 
 def _stream(per_image, samples=1.0, **kwargs):

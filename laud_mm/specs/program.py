@@ -71,14 +71,6 @@ class Program:
     deciding: tuple[Step, ...]
     computing: tuple[Step | Loop, ...] = field(default=())
 
-    def steps(self) -> Iterator[tuple[str, Step]]:
-        """All steps in order, each with the name of its loop (`WHOLE`: none)."""
-        for item in (*self.deciding, *self.computing):
-            if isinstance(item, Loop):
-                yield from ((item.name, step) for step in item.steps)
-            else:
-                yield WHOLE, item
-
     def calls(self, work: Mapping[str, Sequence[Work]], block: str = '') -> list[StepCall]:
         """The steps at the work of a decision, or at expected work.
 
@@ -90,15 +82,18 @@ class Program:
         Returns:
             list[StepCall]: In order, a loop's pass by pass; those that never run are left out.
         """
-        calls: list[StepCall] = []
+        return _merged([step_call(step, one, times, block)
+                        for step, one, times in self.at(work)])
+
+    def at(self, work: Mapping[str, Sequence[Work]]) -> Iterator[tuple[Step, Work, float]]:
+        """The steps that run, each with its work and how often it runs; see `calls`."""
         for item in (*self.deciding, *self.computing):
             steps, name = (item.steps, item.name) if isinstance(item, Loop) else ((item,), WHOLE)
             for one in work.get(name, ()):
                 for step in steps:
                     times = one.times * (float(getattr(one, step.when)) if step.when else 1.0)
                     if times > 0:
-                        calls.append(step_call(step, one, times, block))
-        return _merged(calls)
+                        yield step, one, times
 
 
 def _merged(calls):

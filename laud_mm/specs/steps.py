@@ -371,3 +371,18 @@ def dense_steps(ops: Sequence[OpSpec]) -> tuple[Step, ...]:
         else:
             steps.append(Step('maxpool', op.name, op))
     return tuple(steps)
+
+
+def register_kinds(table: dict[str, Any], kinds: Sequence[str]) -> Callable:
+    """A decorator that enters a function into a table for some kinds of step.
+
+    Raises:
+        ValueError: If `STEP_KINDS` knows no such kind.
+    """
+    def register(function):
+        for kind in kinds:
+            if kind not in STEP_KINDS:
+                raise ValueError(f'kind must be one of STEP_KINDS, got {kind!r}')
+            table[kind] = function
+        return function
+    return register

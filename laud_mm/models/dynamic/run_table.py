@@ -8,21 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from laud_mm.specs import STEP_KINDS, Step
+from laud_mm.specs import Step
+from laud_mm.specs.steps import register_kinds
 
 RUN_TABLE: dict[str, Callable[[Any, Step], None]] = {'block': lambda run, step: None}
 
 
 def runs(*kinds: str) -> Callable:
-    """Register what runs some kinds of step.
-
-    Raises:
-        ValueError: If `STEP_KINDS` knows no such kind.
-    """
-    def register(function):
-        for kind in kinds:
-            if kind not in STEP_KINDS:
-                raise ValueError(f'kind must be one of STEP_KINDS, got {kind!r}')
-            RUN_TABLE[kind] = function
-        return function
-    return register
+    """Register what runs some kinds of step, see `register_kinds`."""
+    return register_kinds(RUN_TABLE, kinds)
