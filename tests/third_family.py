@@ -25,6 +25,7 @@ from laud_mm.models.dynamic import (
     run_steps,
     runs,
 )
+from laud_mm.models.dynamic.plain import plain
 from laud_mm.registry import MODELS
 from laud_mm.specs import (
     STEP_KINDS,
@@ -113,8 +114,8 @@ def _copies(step, work, batch):
 
 
 class PlainRun:
-    def __init__(self, block, x):
-        self.block, self.weights, self.x = block, block, x
+    def __init__(self, block, x, weights):
+        self.block, self.weights, self.x = block, weights, x
         self.identity = self.out = self.y = x
         self.masks, self.decision, self.kept = {}, Decision(), None
 
@@ -134,13 +135,25 @@ def _put(run, step):
     run.out[run.kept] = F.relu(run.identity[run.kept] + run.y)
 
 
+@plain
 class PlainMasker(MaskerSet):
     def __init__(self, channels):
         super().__init__()
         self.layer = SpatialMasker(channels, None)
 
 
+@dataclass(frozen=True)
+class PlainWeights:
+    convs: dict
+    maskers: dict
+
+    def named(self, part):
+        return self.convs[part]
+
+
 class PlainBlock(DynamicBlock):
+    folds = True
+
     def __init__(self, shape: PlainShape):
         super().__init__(shape)
         for i in (1, 2):
@@ -158,12 +171,14 @@ class PlainBlock(DynamicBlock):
             y = y * decision.layer.to(y.dtype)[:, :, None, None]
         return F.relu(x + y)
 
-    def start(self, x, static):
-        return PlainRun(self, x.contiguous(memory_format=torch.channels_last))
+    def start(self, x, static, weights):
+        return PlainRun(self, x.contiguous(memory_format=torch.channels_last), weights)
 
-    def named(self, part):
-        return fold_conv_norm(*((self.conv1, self.bn1) if part == 'conv1'
-                                else (self.conv2, self.bn2)))
+    def fold(self, dtype):
+        return PlainWeights(
+            dict(conv1=fold_conv_norm(self.conv1, self.bn1, dtype),
+                 conv2=fold_conv_norm(self.conv2, self.bn2, dtype)),
+            dict(layer=self.masker.layer.difference()) if self.masker else {})
 
     def exact_work(self, case: Case, route: Any, decision: Any):
         kept = case.batch if decision.layer is None else int(decision.layer.sum())
@@ -200,11 +215,11 @@ class LAUDPlainNet(LAUDBackbone):
         self.stem_norm = nn.BatchNorm2d(channels)
         self.layer1 = Sequential(*map(PlainBlock, plain_shapes(depth, channels, paradigm)))
 
-    def run_stem(self, x, folded, clock=None):
-        if not folded:
+    def run_stem(self, x, own):
+        if own.masked:
             return F.relu(self.stem_norm(self.stem(x)))
-        run = StemRun(x, fold_conv_norm(self.stem, self.stem_norm))
-        run_steps(run, dense_steps(self.stem_specs(tuple(x.shape[-2:]))), clock)
+        run = StemRun(x, dict(stem=fold_conv_norm(self.stem, self.stem_norm)))
+        run_steps(run, dense_steps(self.stem_specs(tuple(x.shape[-2:]))), own.execution.clock)
         return run.y
 
     def stem_specs(self, image_size):

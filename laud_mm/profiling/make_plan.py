@@ -74,7 +74,7 @@ def make_plan(backbones, image_size, batches, device='cpu', precision='fp32', ra
             for batch in batches:
                 x = torch.randn(batch, 3, *image_size, device=device, dtype=dtype)
                 for block, y in block_inputs(net, x):
-                    cases.setdefault(plan_case(block.case(y)), (block, y))
+                    cases.setdefault(plan_case(block.case(y, block.owns_input)), (block, y))
         blocks = {case: time_block(*cases[case], rates, warmup, repeats)
                   for case in track(list(cases))}
     return MeasuredPlan(device_stamp(device), precision, blocks, expected_rate)
@@ -104,7 +104,7 @@ def sweep_bytes(device):
 def time_block(block, x, rates, warmup, repeats):
     """Time a block's routes on an input, in turn: `BlockTimes`."""
     timer, decision = Timer(x.device), block.masker(x)
-    case = block.case(x)
+    case, (weights, _) = block.case(x, block.owns_input), block.weights()
     dense_route = block.shape.dense_route(block.shape.masks)
     routes = [route for route in block.shape.routes(case) if route != dense_route]
     draws = [[decision.map(partial(random_mask, rate=rate)) for _ in range(DRAWS)]
@@ -113,8 +113,8 @@ def time_block(block, x, rates, warmup, repeats):
     plans = {route: OneRoute(route) for route in (dense_route, *routes)}
 
     def run(route, decision):
-        run_program(block, scratch, Execution(plan=plans[route],
-                                              override=lambda *_: decision))
+        run_program(block, scratch, Execution(plan=plans[route], override=lambda *_: decision),
+                    weights, block.owns_input)
     scratch, samples = x.clone(), {(route, i): [] for route in routes for i in range(len(rates))}
     samples[dense_route, 0] = []
     sweep = torch.zeros(sweep_bytes(x.device) // 4, device=x.device)

@@ -10,6 +10,7 @@ import torch
 from laud_mm import ops
 from laud_mm.latency.measure import Timer
 from laud_mm.models.dynamic import force_rate, replay
+from laud_mm.models.dynamic.run_table import RUN_TABLE
 from laud_mm.specs import Case, Step, StepCall
 
 
@@ -31,8 +32,9 @@ class StepClock:
         """Begin a forward pass."""
         self.kinds, self._marks = [], [self._timer.mark()]
 
-    def ran(self, step: Step) -> None:
-        """Note that a step has run."""
+    def run(self, step: Step, run: Any) -> None:
+        """Run a step, and note when it ended."""
+        RUN_TABLE[step.kind](run, step)
         self.kinds.append(step.kind)
         self._marks.append(self._timer.mark())
 

@@ -17,6 +17,7 @@ from laud_mm.latency.plans import (
     load_plan,
 )
 from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck, LAUDResNet
+from laud_mm.models.dynamic.run_table import RUN_TABLE
 from laud_mm.models.dynamic import Decision, Execution, force_rate, replay, run_masked, run_program
 from laud_mm.profiling.make_plan import OneRoute, make_plan
 from laud_mm.specs import BottleneckShape, Case
@@ -65,7 +66,9 @@ def test_every_route_equals_masked(data):
         masked = run_masked(block, x, decision)
         for route in shape.routes(block.case(x)):
             own = Execution(plan=OneRoute(route), override=lambda *_: decision)
-            assert_close([run_program(block, x.clone(), own)[0]], [masked], 1e-9)
+            for owned in (False, True):
+                y, _ = run_program(block, x.clone(), own, block.weights()[0], owned)
+                assert_close([y], [masked], 1e-9)
 
 
 @settings(max_examples=30, deadline=None)
@@ -78,7 +81,8 @@ def test_a_masker_decides_alike_by_itself_and_within_conv1(n, h, w, side, paradi
     torch.nn.init.normal_(next(block.masker.children()).conv.weight, std=1.0)
     x = torch.randn(n, 32, h, w)
     with torch.no_grad():
-        alone, fused = (run_program(block, x.clone(), Execution(plan=OneRoute(route)))
+        alone, fused = (run_program(block, x.clone(), Execution(plan=OneRoute(route)),
+                                    block.weights()[0])
                         for route in shape.routes(block.case(x))[:2])
     for one, other in zip(alone[1].masks().values(), fused[1].masks().values(), strict=True):
         assert torch.equal(one, other)
@@ -108,8 +112,9 @@ class RoutesRun:
     def __init__(self):
         self.kinds = set()
 
-    def ran(self, step):
+    def run(self, step, run):
         self.kinds.add(step.kind)
+        RUN_TABLE[step.kind](run, step)
 
 
 def computed(net, x):

@@ -162,16 +162,20 @@ class Recorder(TorchDispatchMode):
 RECORDED = {kind for kind, own in STEP_KINDS.items() if own.calls or kind.startswith('conv')}
 
 
-def run_recorded(block, x, decision, route):
+def run_recorded(block, x, decision, route, owned=False):
     """The operations that really ran, and the steps that the program says."""
     ran = []
+
+    def run_step(step, run):
+        RUN_TABLE[step.kind](run, step)
+        ran.append(step.kind)
     execution = Execution('auto', OneRoute(route), override=lambda *_: decision,
-                          clock=SimpleNamespace(ran=lambda step: ran.append(step.kind)))
-    case = block.case(x)
+                          clock=SimpleNamespace(run=run_step))
+    case = block.case(x, owned)
     program = case.shape.program(case, route)
     expected = program.calls(block.exact_work(case, route, decision))
     with Recorder() as recorder:
-        run_program(block, x.clone(), execution)
+        run_program(block, x.clone(), execution, block.weights()[0], owned)
     assert ran == [call.kind for call in expected]
     return recorder.seen, [call for call in expected if call.kind in RECORDED]
 
@@ -212,7 +216,7 @@ def test_a_bottleneck_runs_its_program(data):
         decision = block.masker(x).map(lambda mask: torch.rand(mask.shape) < rate)
         case = block.case(x)
         route = draw(*case.shape.routes(case))
-        assert_same(*run_recorded(block, x, decision, route))
+        assert_same(*run_recorded(block, x, decision, route, draw(True, False)))
         with ops.use_references():  # plain functions: the steps are the same, nothing to record
             case = block.case(x)
             run_recorded(block, x, decision, draw(*case.shape.routes(case)))
@@ -231,7 +235,8 @@ def test_a_transformer_block_runs_its_program(data):
         decision, _ = block.decide(x)
         decision = decision.map(lambda mask: torch.rand(mask.shape) < rate)
         case = block.case(x)
-        assert_same(*run_recorded(block, x, decision, case.shape.routes(case)[0]))
+        assert_same(*run_recorded(block, x, decision, case.shape.routes(case)[0],
+                                    data.draw(st.booleans())))
 
 
 def test_a_table_that_is_wrong_is_noticed(monkeypatch):

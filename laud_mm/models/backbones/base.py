@@ -17,8 +17,11 @@ from laud_mm.models.dynamic import (
     executing,
     forward_pass,
 )
+from laud_mm.models.dynamic.plain import is_hooked
 from laud_mm.specs import NetworkSpec, OpSpec, Size
 from laud_mm.weights import load_pretrained
+
+from .block import match_format
 
 
 class LAUDBackbone(BaseModule):
@@ -64,11 +67,8 @@ class LAUDBackbone(BaseModule):
         self.record: ActivationRecord | None = None
         self.freeze_maskers = None
 
-    def run_stem(self, x: Tensor, folded: bool, clock: Any = None) -> Tensor:
-        """Run the stem, its norms `folded` or not: (N, 3, H, W) to the first block's input.
-
-        A `clock` hears of the steps of a folded stem.
-        """
+    def run_stem(self, x: Tensor, own: ForwardPass) -> Tensor:
+        """Run the stem in a forward pass: (N, 3, H, W) to the first block's input."""
         raise NotImplementedError
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
@@ -147,13 +147,16 @@ class LAUDBackbone(BaseModule):
         outputs = []
         own = ForwardPass(execution, masked, record)
         with nullcontext() if torch.compiler.is_compiling() else forward_pass(own):
-            x = self.run_stem(x, not masked, execution.clock)
+            y = self.run_stem(x, own)
+            if not any(is_hooked(m) for root in self.stem_modules() for m in root.modules()):
+                own.unseen = y
             for index, stage in enumerate(self.stages()):
-                x = self.run_stage(stage, x, own)
+                y = self.run_stage(stage, y, own)
                 if index in self.out_indices:
-                    outputs.append(self.format_output(x, index, image_size))
+                    outputs.append(self.format_output(y, index, image_size))
         self.record = record
-        return tuple(outputs)
+        own.warn()
+        return tuple(match_format(y, x) for y in outputs)
 
     def init_weights(self):
         """Initialise or load as `init_cfg` says, then the maskers that nothing was loaded for.

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.utils import checkpoint
 
 from laud_mm import ops
-from laud_mm.models.dynamic import ForwardPass, current_pass, run_program
+from laud_mm.models.dynamic import Execution, FoldCache, ForwardPass, current_pass, run_program
+from laud_mm.models.dynamic.plain import (
+    FORWARD_MODE,
+    differentiating_forward,
+    inside,
+    is_hooked,
+    why_not_plain,
+)
 from laud_mm.specs import Case, Program, Size, Work
 
 _PROGRAMS_KEPT = 32  # per block, of the sizes that came last
@@ -19,22 +26,29 @@ _PROGRAMS_KEPT = 32  # per block, of the sizes that came last
 class DynamicBlock(BaseModule):
     """A block that computes what its masker decides.
 
+    In evaluation it skips by running a program, where its modules are plain (see
+    `why_not_plain`); else they are called one by one, and what is off is masked.
+
     A subclass sets `masker` (None in a static block) and implements `decide`, `run_masked`,
-    `start`, `exact_work` and `static_decision`.
+    `start`, `exact_work` and `static_decision`, and `fold` if its programs read folded weights.
 
     Args:
         shape: Geometry and paradigms.
         with_cp (bool): Recompute activations in the backward pass.
 
     Attributes:
-        owns_input (bool): Whether nobody else reads the block's input, so that
+        owns_input (bool): Whether nothing else in the net reads the block's input, so that
             the output may overwrite it.
+        folds (bool): Whether `fold` depends on weights.
     """
+
+    folds = False
 
     def __init__(self, shape: Any, with_cp: bool = False, init_cfg: Any = None):
         super().__init__(init_cfg)
         self.shape, self.with_cp = shape, with_cp
         self.owns_input = False
+        self._fold = FoldCache()
         self._programs: dict[tuple, tuple[Case, Program, Any]] = {}
 
     def decide(self, x: Tensor) -> Any:
@@ -45,9 +59,23 @@ class DynamicBlock(BaseModule):
         """Run dense × mask, given what `decide` returned."""
         raise NotImplementedError
 
-    def start(self, x: Tensor, static: bool) -> Any:
-        """What the steps of a program read and write, on an input; `static`: nothing is skipped."""
+    def start(self, x: Tensor, static: bool, weights: Any) -> Any:
+        """What the steps of a program read and write, on an input; `static`: nothing is skipped.
+
+        `weights` is what `fold` returned.
+        """
         raise NotImplementedError
+
+    def fold(self, dtype: torch.dtype | None) -> Any:
+        """What programs read of the modules' weights, in the type that they compute in."""
+
+    def why_not_plain(self) -> str | None:
+        """Why the modules must be called one by one; None: programs may read past them."""
+        return why_not_plain(inside(self))
+
+    def weights(self) -> tuple[Any, str | None]:
+        """What `fold` makes of the modules as they are now, and None; or None and the reason."""
+        return self._fold.get((self,), self.fold, self.why_not_plain, self, self.folds)
 
     def exact_work(self, case: Case, route: Any, decision: Any) -> Mapping[str, Sequence[Work]]:
         """The work of a decision on a route, as `Program.calls` takes it. Synchronises."""
@@ -70,7 +98,13 @@ class DynamicBlock(BaseModule):
         Returns:
             Tensor: The output. The decision goes to the record of the forward pass.
         """
-        return self.run(x, current_pass(self.training))
+        own = current_pass()
+        if own is not None:
+            return self.run(x, own)
+        own = ForwardPass(Execution(), self.training)  # called alone
+        y = match_format(self.run(x, own), x)
+        own.warn()
+        return y
 
     def run(self, x: Tensor, own: ForwardPass) -> Tensor:
         """`forward` in a given pass."""
@@ -81,11 +115,18 @@ class DynamicBlock(BaseModule):
             x, decision = self._forward(x, own)
         if own.record is not None:
             own.record.add(self.shape, size, decision)
+        own.unseen = None if is_hooked(self) else x
         return x
 
     def _forward(self, x: Tensor, own: ForwardPass) -> tuple[Tensor, Any]:
         if not own.masked:
-            return run_program(self, x, own.execution)
+            weights, reason = self.weights()
+            if reason is None and differentiating_forward():
+                reason = FORWARD_MODE
+            if reason is None:
+                owned = self.owns_input and own.unseen is x and not is_hooked(self)
+                return run_program(self, x, own.execution, weights, owned)
+            own.note(self, self.shape.name, reason)
         if own.execution.static or self.masker is None:
             decision = self.static_decision()
             return self.run_masked(x, decision), decision
@@ -93,24 +134,31 @@ class DynamicBlock(BaseModule):
         decision = own.execution.decide(self.shape.name, decision)
         return self.run_masked(x, decision, *found), decision
 
-    def case(self, x: Tensor) -> Case:
+    def train(self, mode: bool = True) -> DynamicBlock:
+        """Set training mode; the folded weights are made anew afterwards."""
+        self._fold.clear()
+        return super().train(mode)
+
+    def case(self, x: Tensor, owns_input: bool = False) -> Case:
         """The case of an input: what the choice of a program depends on."""
         return Case(self.shape, self.in_size(x), len(x), x.device.type,
-                    ops.has_kernel(x.device), torch.is_grad_enabled(), self.owns_input)
+                    ops.has_kernel(x.device), torch.is_grad_enabled(), owns_input)
 
-    def program(self, x: Tensor, static: bool = False, plan: Any = None) -> tuple[Case, Program]:
+    def program(self, x: Tensor, static: bool = False, plan: Any = None,
+                owns_input: bool = False) -> tuple[Case, Program]:
         """The program that runs an input, with its case.
 
         Args:
             x (Tensor): The input.
             static (bool): Of the static block.
             plan (ExecutionPlan, optional): Chooses the route; default: the case's own.
+            owns_input (bool): Whether the input may be written over.
         """
         key = (self.in_size(x), len(x), x.device.type, x.dtype, ops.has_kernel(x.device),
-               torch.is_grad_enabled(), self.owns_input, static)
+               torch.is_grad_enabled(), owns_input, static)
         kept = self._programs.get(key)
         if kept is None or kept[2] is not plan:
-            case = self.case(x)
+            case = self.case(x, owns_input)
             route = self.shape.static_route if static else None
             if plan is not None and not static and plan.fits(x):
                 route = plan.route(case)
@@ -118,3 +166,14 @@ class DynamicBlock(BaseModule):
                 self._programs.clear()
             kept = self._programs[key] = case, self.shape.program(case, route), plan
         return kept[:2]
+
+
+def match_format(y: Tensor, like: Tensor) -> Tensor:
+    """A map in the memory format of another: channels-last or contiguous."""
+    return y if y.dim() != 4 or is_channels_last(like) else y.contiguous()
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether a map is channels-last, and not contiguous as well."""
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) \
+        and not x.is_contiguous()

@@ -1,6 +1,5 @@
 """What LAUD backbones of bottleneck blocks share: the block, the stem, the initialisation."""
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import constant_init
 from torch import nn
@@ -18,6 +17,13 @@ from laud_mm.models.dynamic import (
     run_masked,
     run_steps,
 )
+from laud_mm.models.dynamic.plain import (
+    FORWARD_MODE,
+    conv_settings,
+    differentiating_forward,
+    op_settings,
+    why_not_plain,
+)
 from laud_mm.models.dynamic.work import bottleneck_work
 from laud_mm.specs import dense_steps
 
@@ -27,6 +33,8 @@ from .block import DynamicBlock
 
 class DynamicBottleneck(DynamicBlock):
     """A bottleneck block that computes what its masker decides.
+
+    In evaluation, unless gradients are recorded, it reads folded weights that it keeps.
 
     A subclass gives the modules their names, in `name_modules`, and hands them
     to the executors, in `layers`, `shortcut` and `excitation`.
@@ -40,6 +48,8 @@ class DynamicBottleneck(DynamicBlock):
         se_pool (str): Positions that squeeze-and-excitation takes its means
             over: 'computed', or 'dense' for all, in the masked executor only.
     """
+
+    folds = True
 
     def __init__(self, shape, conv_cfg=None, norm_cfg=None, with_cp=False, noise=True,
                  se_pool='computed', init_cfg=None):
@@ -61,7 +71,7 @@ class DynamicBottleneck(DynamicBlock):
         self.name_modules(layers, shortcut, SqueezeExcitation(shape.width, shape.se_channels)
                           if shape.se_channels else None)
         self.masker = BlockMasker(shape, noise) if shape.paradigms else None
-        self._fold = FoldCache()
+        self._built = list(map(conv_settings, self._convs()))
 
     def name_modules(self, layers, shortcut, excitation):
         """Register the modules that `layers`, `shortcut` and `excitation` return."""
@@ -85,12 +95,11 @@ class DynamicBottleneck(DynamicBlock):
     def run_masked(self, x, decision):
         return run_masked(self, x, decision)
 
-    def start(self, x, static):
+    def start(self, x, static, weights):
         if self.se_pool == 'dense' and self.shape.spatial_skipping and not static:
             raise RuntimeError("se_pool='dense' reads positions that spatial skipping does not "
                                "compute: use execution='masked'")
-        return BottleneckRun(self, x.contiguous(memory_format=torch.channels_last),
-                             self.folded())
+        return BottleneckRun(self, x.contiguous(memory_format=torch.channels_last), weights)
 
     def exact_work(self, case, route, decision):
         return bottleneck_work(case, route, decision)
@@ -98,27 +107,32 @@ class DynamicBottleneck(DynamicBlock):
     def static_decision(self):
         return Decision()
 
-    def folded(self):
-        """The block's weights with the norms folded in: a `FoldedBottleneck`."""
-        convs = [module for layer in self.layers() for module in layer]
-        convs += self.shortcut() or ()
-        excitation = self.excitation()
-        modules = convs if excitation is None else [*convs, excitation.fc1, excitation.fc2]
-        return self._fold.get(modules, lambda dtype: FoldedBottleneck(
-            *(fold_conv_norm(conv, norm, dtype) for conv, norm in zip(convs[::2], convs[1::2])),
-            excitation=excitation and excitation.excitation(dtype)))
+    def _pairs(self):
+        """Convolutions with their norms: the residual branch's, and the shortcut's."""
+        return [*self.layers(), *filter(None, [self.shortcut()])]
 
-    def train(self, mode=True):
-        """Set training mode; the folded weights are made anew afterwards."""
-        self._fold.clear()
-        return super().train(mode)
+    def _convs(self):
+        return [conv for conv, _ in self._pairs()]
+
+    def why_not_plain(self):
+        if list(map(conv_settings, self._convs())) != self._built:
+            return 'its convolutions are not those that it was built with'
+        return super().why_not_plain()
+
+    def fold(self, dtype):
+        """The block's weights with the norms folded in: a `FoldedBottleneck`."""
+        excitation = self.excitation()
+        return FoldedBottleneck(
+            *(fold_conv_norm(conv, norm, dtype) for conv, norm in self._pairs()),
+            excitation=excitation and excitation.excitation(dtype),
+            maskers={} if self.masker is None else self.masker.differences())
 
 
 class BottleneckBackbone(LAUDBackbone):
     """A convolutional stem and stages of `DynamicBottleneck`s.
 
-    A subclass builds the stem and the stages, the latter from `make_blocks`;
-    `stem_modules` returns the stem's convolution and norm.
+    A subclass builds the stem and the stages, the latter from `make_blocks`, and implements
+    `stem_layers` and `call_stem`.
 
     Args:
         out_indices (Sequence[int]): Stages whose outputs are returned.
@@ -143,18 +157,38 @@ class BottleneckBackbone(LAUDBackbone):
         self.plan = None if plan is None else load_plan(plan)
         self._stem_fold = FoldCache()
 
-    def run_stem(self, x, folded, clock=None):
-        conv, norm = self.stem_modules()
-        if not folded:
-            return self.pool_stem(F.relu_(norm(conv(x))))
-        stem = self._stem_fold.get([conv, norm], lambda dtype: fold_conv_norm(conv, norm, dtype))
-        run = StemRun(x, stem)
-        run_steps(run, dense_steps(self.stem_specs(tuple(x.shape[-2:]))), clock)
+    def stem_layers(self):
+        """The stem's convolutions with their norms: pairs."""
+        raise NotImplementedError
+
+    def call_stem(self, x):
+        """Call the stem's modules one by one."""
+        raise NotImplementedError
+
+    def run_stem(self, x, own):
+        if own.masked:
+            return self.call_stem(x)
+        convs, reason = self._stem_fold.get(self.stem_modules(), self._fold_stem,
+                                            self._why_stem_is_not_plain)
+        if reason is None and differentiating_forward():
+            reason = FORWARD_MODE
+        if reason is not None:
+            own.note(self, 'the stem', reason)
+            return self.call_stem(x)
+        specs = self.stem_specs(tuple(x.shape[-2:]))
+        run = StemRun(x, dict(zip((op.name for op in specs if op.kind == 'conv'), convs)))
+        run_steps(run, dense_steps(specs), own.execution.clock)
         return run.y
 
-    def pool_stem(self, x):
-        """What follows the stem's ReLU."""
-        return x
+    def _fold_stem(self, dtype):
+        return [fold_conv_norm(conv, norm, dtype) for conv, norm in self.stem_layers()]
+
+    def _why_stem_is_not_plain(self):
+        convs = [conv for conv, _ in self.stem_layers()]
+        ops = [op for op in self.stem_specs((1, 1)) if op.kind == 'conv']
+        if list(map(conv_settings, convs)) != list(map(op_settings, ops)):
+            return 'its convolutions are not those that it was built with'
+        return why_not_plain(('stem', module) for module in self.stem_modules())
 
     def init_weights(self):
         if self.is_init:
@@ -165,6 +199,7 @@ class BottleneckBackbone(LAUDBackbone):
                 constant_init(block.layers()[-1][1], 0)
 
     def train(self, mode=True):
+        """Set training mode; the folded stem is made anew afterwards."""
         self._stem_fold.clear()
         return super().train(mode)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import Sequential
-from torch import nn
+from torch import Tensor, nn
 
 from laud_mm.models.dynamic import SqueezeExcitation
 from laud_mm.registry import MODELS
@@ -103,7 +103,7 @@ class LAUDRegNet(BottleneckBackbone):
         channels = shapes[0][0].in_channels
         self.stem = nn.Sequential(
             build_conv_layer(conv_cfg, in_channels, channels, 3, stride=2, padding=1, bias=False),
-            build_norm_layer(norm_cfg, channels)[1])
+            build_norm_layer(norm_cfg, channels)[1], nn.ReLU(inplace=True))
         self.trunk_output = Sequential(OrderedDict(
             (f'block{stage}', Sequential(OrderedDict(
                 (f'block{stage}-{index}', block) for index, block in enumerate(make_blocks(
@@ -115,8 +115,14 @@ class LAUDRegNet(BottleneckBackbone):
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return regnet_stem_specs(image_size, self.in_channels)
 
+    def call_stem(self, x: Tensor) -> Tensor:
+        return self.stem(x)
+
+    def stem_layers(self) -> list:
+        return [tuple(self.stem[:2])]
+
     def stem_modules(self) -> Sequence[nn.Module]:
-        return tuple(self.stem)
+        return (self.stem,)
 
     def stages(self) -> list:
         return list(self.trunk_output)

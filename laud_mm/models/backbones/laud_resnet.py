@@ -107,20 +107,24 @@ class LAUDResNet(BottleneckBackbone):
         self.conv1 = build_conv_layer(conv_cfg, in_channels, stem_channels, 7, stride=2,
                                       padding=3, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, stem_channels)[1]
+        self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, stage_shapes in enumerate(shapes):
             self.add_module(f'layer{stage + 1}', Sequential(*make_blocks(
                 LAUDBottleneck, stage_shapes, conv_cfg, norm_cfg, with_cp, masker['noise'])))
         self._freeze()
 
-    def pool_stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(x)
+    def call_stem(self, x: Tensor) -> Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+
+    def stem_layers(self) -> list:
+        return [(self.conv1, self.bn1)]
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return resnet_stem_specs(image_size, self.in_channels, self.stem_channels)
 
     def stem_modules(self) -> Sequence[nn.Module]:
-        return self.conv1, self.bn1
+        return self.conv1, self.bn1, self.relu, self.maxpool
 
     def stages(self) -> list:
         return [getattr(self, f'layer{i + 1}') for i in range(self.num_stages)]

@@ -9,7 +9,7 @@ from mmengine.model import ModuleList
 from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
-from laud_mm.models.dynamic import TransformerDecision, run_steps
+from laud_mm.models.dynamic import ForwardPass, TransformerDecision, run_steps
 from laud_mm.models.dynamic.transformer import (
     TokensRun,
     TransformerMasker,
@@ -54,8 +54,8 @@ class TransformerBlock(DynamicBlock):
                  with_cp=False, noise=True, init_cfg=None):
         super().__init__(shape, with_cp, init_cfg)
         self.norm1 = nn.LayerNorm(shape.embed_dims)
-        self.attn = Attention(shape.embed_dims, shape.embed_dims, qkv_bias, attn_drop_rate,
-                              drop_rate)
+        self.attn = Attention(shape.embed_dims, shape.embed_dims, shape.num_heads, qkv_bias,
+                              attn_drop_rate, drop_rate)
         self.norm2 = nn.LayerNorm(shape.embed_dims)
         self.mlp = Mlp(shape.embed_dims, shape.feedforward_channels, drop_rate)
         self.drop_path = DropPath(drop_path_rate)
@@ -69,7 +69,7 @@ class TransformerBlock(DynamicBlock):
     def run_masked(self, x, decision, normed=None):
         return run_masked(self, x, normed, decision)
 
-    def start(self, x, static):
+    def start(self, x, static, weights):
         return TransformerRun(self, x)
 
     def exact_work(self, case, route, decision):
@@ -169,11 +169,11 @@ class LAUDT2TViT(LAUDBackbone):
         self.register_load_state_dict_pre_hook(_adapt_state_dict)
         self._freeze()
 
-    def run_stem(self, x: Tensor, folded: bool, clock: Any = None) -> Tensor:
-        if not folded:
+    def run_stem(self, x: Tensor, own: ForwardPass) -> Tensor:
+        if own.masked:
             return self.embed(x)
         run = TokensRun(self, x)
-        run_steps(run, self.op_specs(tuple(x.shape[-2:])).outside_steps[:1], clock)
+        run_steps(run, self.op_specs(tuple(x.shape[-2:])).outside_steps[:1], own.execution.clock)
         return run.out
 
     def embed(self, x: Tensor) -> Tensor:

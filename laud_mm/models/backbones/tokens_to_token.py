@@ -6,29 +6,54 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from torch import nn
 
+from laud_mm.models.dynamic.plain import plain
+from laud_mm.models.dynamic.transformer import attend
 from laud_mm.specs.arguments import check_choice
 from laud_mm.specs.t2t_vit import SOFT_SPLITS, T2T_TYPES
 
 
+@plain
 class Attention(nn.Module):
-    """Linear layers of multi-head attention; executors run them.
+    """Multi-head attention whose tokens and heads may be masked.
 
     Args:
         in_channels (int): Channels of the tokens read.
         embed_dims (int): Channels of the tokens written.
+        num_heads (int): Heads.
         qkv_bias (bool): Whether queries, keys and values have a bias.
         attn_drop_rate (float): Dropout of the attention weights.
         drop_rate (float): Dropout of the output.
     """
 
-    def __init__(self, in_channels, embed_dims, qkv_bias=False, attn_drop_rate=0., drop_rate=0.):
+    def __init__(self, in_channels, embed_dims, num_heads=1, qkv_bias=False, attn_drop_rate=0.,
+                 drop_rate=0.):
         super().__init__()
+        self.num_heads = num_heads
         self.qkv = nn.Linear(in_channels, 3 * embed_dims, bias=qkv_bias)
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.drop_rate = attn_drop_rate
         self.proj_drop = nn.Dropout(drop_rate)
 
+    def why_not_plain(self):
+        """See the function of that name."""
+        return 'drops: it is in training mode' if self.training and self.drop_rate else None
 
+    def forward(self, x, channels=None, tokens=None):
+        """(N, T, C) to (N, T, embed_dims).
+
+        Args:
+            x (Tensor): Normed tokens.
+            channels (Tensor, optional): (N, 1, C), 1 in channels of heads that are on.
+            tokens (Tensor, optional): (N, T), 1 where a token is on: others are not attended to.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        y = attend(q, k, v, tokens, self.drop_rate if self.training else 0.0)
+        y = y.transpose(1, 2).flatten(2)
+        # A head that is off reaches the rest of the net through here only.
+        return self.proj_drop(self.proj(y if channels is None else y * channels))
+
+
+@plain
 class Mlp(nn.Module):
     """Two linear layers with a GELU between them.
 

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laud_mm import ops
+from laud_mm.specs.bottleneck import MASKS
 
 from .decision import Decision, expand_patches
 from .folding import FoldedBottleneck, FoldedConv
+from .maskers import no_autocast
 from .run_table import runs
 from .slicing import slice_channels
 
@@ -115,44 +117,37 @@ class StemRun:
 
     Attributes:
         y (Tensor): The map so far.
-        conv (FoldedConv): The stem's convolution.
+        convs (dict[str, FoldedConv]): The stem's convolutions by the names of their ops.
     """
 
-    def __init__(self, x: Tensor, conv: FoldedConv):
+    def __init__(self, x: Tensor, convs: dict[str, FoldedConv]):
         self.x = self.y = x
         self.weights = self
-        self.conv = conv
+        self.convs = convs
 
     def named(self, part: str) -> FoldedConv:
-        """The convolution, whatever the stem calls it."""
-        return self.conv
+        """The convolution of an op."""
+        return self.convs[part]
 
 
 # Deciding, and listing what was decided.
 
-@runs('layer_masker')
-def _decide_layer(run, step):
-    run.masks['layer'] = run.block.masker.layer(run.x).flatten(1)
-
-
-@runs('spatial_masker')
-def _decide_patches(run, step):
-    run.masks['patches'] = run.block.masker.spatial(run.x)
-
-
-@runs('channel_masker')
-def _decide_channels(run, step):
-    run.masks['channels'] = run.block.masker.channel(run.x)
+@runs('layer_masker', 'spatial_masker', 'channel_masker')
+def _decide(run, step):
+    name = step.kind.removesuffix('_masker')
+    masker = getattr(run.block.masker, name)
+    with no_autocast(run.x):
+        mask = masker.decide_by(run.x, *run.weights.maskers[name])
+    run.masks[MASKS[name]] = mask.flatten(1) if name == 'layer' else mask
 
 
 @runs('masker_conv1x1')
 def _decide_with_conv1(run, step):
-    masker = run.block.masker.layer if run.shape.layer_skipping else run.block.masker.spatial
-    conv = run.weights.conv1
-    run.y, mask = ops.masker_conv1x1(run.x, conv.weight, conv.bias, *masker.difference(),
-                                     step.window or max(run.x.shape[-2:]), conv.packed)
-    run.masks.update(dict(layer=mask.flatten(1)) if run.shape.layer_skipping
-                     else dict(patches=mask))
+    name, conv = 'layer' if run.shape.layer_skipping else 'spatial', run.weights.conv1
+    run.y, mask = ops.masker_conv1x1(
+        run.x, conv.weight, conv.bias, *run.weights.maskers[name],
+        step.window or max(run.x.shape[-2:]), conv.packed)
+    run.masks[MASKS[name]] = mask.flatten(1) if name == 'layer' else mask
 
 
 @runs('list_patches')
@@ -277,7 +272,7 @@ def _keep_channels(run, step):
 def _conv_dense(run, step):
     op, part = step.op, step.part
     conv = run.weights.named(part)
-    source = run.x if part in ('conv1', 'downsample') else run.y  # a stem's x is its y
+    source = run.x if part in ('conv1', 'downsample') else run.y
     y = F.conv2d(source, conv.weight, conv.bias, op.stride,
                  op.kernel_size // 2 * op.dilation, op.dilation, op.groups)
     if part == 'downsample':

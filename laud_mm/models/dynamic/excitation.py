@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .maskers import global_mean
+from .plain import plain
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Excitation:
                           self.bias2.index_select(0, channels))
 
 
+@plain
 class SqueezeExcitation(nn.Module):
     """Scale the channels of a map by their means over the positions that are computed.
 
@@ -70,4 +72,5 @@ class SqueezeExcitation(nn.Module):
             # Where nothing is computed the means are 0, not 0/0.
             share = global_mean(positions).clamp(min=0.5 / positions[0].numel())
             means = global_mean(y * positions) / share
-        return y * self.excitation().scales(means).to(y.dtype)[:, :, None, None]
+        hidden = F.relu(self.fc1(means.to(y.dtype)[:, :, None, None]))
+        return y * torch.sigmoid(self.fc2(hidden)).to(y.dtype)

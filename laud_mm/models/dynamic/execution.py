@@ -4,11 +4,14 @@ What somebody asks for in a `with` block holds in that thread (and in what it aw
 """
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from laud_mm.specs.arguments import check_choice
 
@@ -27,7 +30,7 @@ class Execution:
         plan (ExecutionPlan | None): Which program of a block is the faster one, for 'auto'.
         static (bool): No masker, everything on: the `paradigm=None` net of the same weights.
         override (Callable | None): `(block_name, decision) -> Decision`, changes decisions.
-        clock (StepClock | None): Hears of every step that ran.
+        clock (StepClock | None): Runs every step, to time it.
     """
     mode: str = 'auto'
     plan: Any = None
@@ -56,7 +59,7 @@ class Execution:
         return self.override(name, decision)
 
 
-@dataclass(frozen=True)
+@dataclass
 class ForwardPass:
     """One forward pass of a backbone, as its blocks see it.
 
@@ -64,10 +67,30 @@ class ForwardPass:
         execution (Execution): How it runs.
         masked (bool): Whether the masked executor runs.
         record (ActivationRecord | None): Notes what blocks decide.
+        unseen (Tensor | None): What the last block wrote, where nobody else can hold it: the
+            next one may write over it.
+        called (dict[str, str]): Blocks that could not skip, and why: see `why_not_plain`.
     """
     execution: Execution
     masked: bool
     record: ActivationRecord | None = None
+    unseen: Tensor | None = None
+    called: dict[str, str] = field(default_factory=dict)
+
+    def note(self, module: Any, name: str, reason: str) -> None:
+        """Note that a block, or the stem, could not skip; once for each reason."""
+        told = module.__dict__.setdefault('_told', set())
+        if reason not in told:
+            told.add(reason)
+            self.called[name] = reason
+
+    def warn(self) -> None:
+        """Say what was noted."""
+        if self.called:
+            (name, reason), *others = self.called.items()
+            more = f', and {len(others)} more blocks' * bool(others)
+            warnings.warn(f'{name} ({reason}){more}: computed module by module, all of it, '
+                          'instead of skipping', stacklevel=3)
 
 
 _pass: ContextVar[ForwardPass | None] = ContextVar('laud_mm_pass', default=None)
@@ -103,7 +126,6 @@ def forward_pass(own: ForwardPass) -> Iterator[None]:
         _pass.reset(token)
 
 
-def current_pass(training: bool) -> ForwardPass:
-    """The pass that a block belongs to; one of its own where no backbone runs it."""
-    own = _pass.get()
-    return own if own is not None else ForwardPass(Execution(), training)
+def current_pass() -> ForwardPass | None:
+    """The pass that a block belongs to; None where no backbone runs it."""
+    return _pass.get()

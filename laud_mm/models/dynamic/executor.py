@@ -11,14 +11,17 @@ from .execution import Execution
 from .run_table import RUN_TABLE
 
 
-def run_program(block: Any, x: Tensor, execution: Execution) -> tuple[Tensor, Any]:
+def run_program(block: Any, x: Tensor, execution: Execution, weights: Any,
+                owns_input: bool = False) -> tuple[Tensor, Any]:
     """Decide and compute what a block's program says; nothing that is off is computed.
 
     Args:
         block (DynamicBlock): In evaluation.
-        x (Tensor): Its input. It becomes the output, in place, where the block owns it and no
-            gradients are recorded.
+        x (Tensor): Its input.
         execution (Execution): How decisions are made, and the plan that picks programs.
+        weights: What the block's `weights()` made of its modules.
+        owns_input (bool): Whether `x` may be written over; only done where no gradients are
+            recorded.
 
     Returns:
         tuple[Tensor, Masks]: The output and the decision.
@@ -28,8 +31,8 @@ def run_program(block: Any, x: Tensor, execution: Execution) -> tuple[Tensor, An
     """
     static = execution.static or block.masker is None
     plan = execution.plan if execution.mode == 'auto' else None
-    case, program = block.program(x, static, plan)
-    run, clock = block.start(x, static), execution.clock
+    case, program = block.program(x, static, plan, owns_input)
+    run, clock = block.start(x, static, weights), execution.clock
     run_steps(run, program.deciding, clock)
     if not static:
         run.decision = execution.decide(block.shape.name, run.decided())
@@ -46,9 +49,10 @@ def run_program(block: Any, x: Tensor, execution: Execution) -> tuple[Tensor, An
 
 
 def run_steps(run: Any, steps: Any, clock: Any = None) -> None:
-    """Run steps by the run table; a clock hears of each."""
+    """Run steps by the run table; a clock runs them in its own way, to time them."""
     for step in steps:
         if not step.when or getattr(run, step.when):
-            RUN_TABLE[step.kind](run, step)
-            if clock is not None:
-                clock.ran(step)
+            if clock is None:
+                RUN_TABLE[step.kind](run, step)
+            else:
+                clock.run(step, run)

@@ -1,75 +1,100 @@
 """FoldCache: keeps what was made from weights until they change."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .plain import ModuleWatch
+
+_steps: int | None = None  # of all optimizers, counted once there is a fold
 
 
 class FoldCache:
-    """Keeps a fold until a weight under it changes.
+    """Keeps what was made from modules for as long as they stay plain and as they are.
 
-    A fold is made anew when a source tensor was modified in place, moved or
-    replaced, when a module was replaced, when autocast asks for another type,
-    and after `clear()`. Writes through `Tensor.data` leave no trace, so modules
-    also clear their cache whenever `train()` or `eval()` is called, which every
-    evaluation loop does. While gradients are recorded nothing is cached: the
-    fold is part of the graph.
+    Anything that leaves a trace is seen: modules replaced, hooked, or set otherwise; tensors
+    replaced, moved, or written in place; steps of any optimizer. Of what leaves none, writes
+    to whole tensors are seen (through `Tensor.data`, or NumPy), because a few values of each
+    are compared; writes of single values are not, before `clear()`, which `train()` and
+    `eval()` call. While gradients are recorded nothing is cached: the fold is part of the
+    graph. Threads may share it: what is kept is swapped as one.
     """
 
-    def __init__(self):
-        self.clear()
+    def __init__(self) -> None:
+        self._kept: _Kept | None = None
 
     def clear(self) -> None:
-        """Forget the fold."""
-        self._modules: Any = None
-        self._sources: Any = None
-        self._dtype: Any = None
-        self._value: Any = None
+        """Forget the folds."""
+        self._kept = None
 
-    def get(self, modules: list, build: Callable[[torch.dtype], Any]) -> Any:
-        """Return `build(dtype)`, cached for as long as the modules stay as they are.
+    def get(self, roots: Sequence[nn.Module], make: Callable[[torch.dtype | None], Any],
+            why_not: Callable[[], str | None], called: nn.Module | None = None,
+            weights: bool = True) -> tuple[Any, str | None]:
+        """What was made from modules, or why they must be called one by one.
 
         Args:
-            modules (list[nn.Module]): Convolutions and norms that the fold is
-                made from, a convolution first.
-            build (Callable): Makes the fold in the type it is given.
+            roots (Sequence[nn.Module]): Where all of the modules are.
+            make (Callable): Makes the fold in the type that convolutions compute in.
+            why_not (Callable): Why the modules are not plain; None: they are.
+            called (nn.Module | None): See `ModuleWatch`.
+            weights (bool): Whether the fold depends on tensors.
+
+        Returns:
+            tuple[Any, str | None]: The fold and None, or None and the reason.
         """
-        dtype = compute_dtype(modules[0].weight)
-        if torch.is_grad_enabled():
-            return build(dtype)
-        if not self._is_current(modules, dtype):
-            sources = [(tensors, name, tensor) for module in modules
-                       for tensors in (module._parameters, module._buffers)
-                       for name, tensor in tensors.items() if tensor is not None]
-            if any(tensor.is_inference() for *_, tensor in sources):
-                return build(dtype)  # inference tensors keep no version to watch
-            self._sources = [(*source, source[-1].data_ptr(), source[-1]._version)
-                             for source in sources]
-            self._modules, self._dtype, self._value = modules, dtype, build(dtype)
-        return self._value
+        if torch.compiler.is_compiling():  # what is compiled is checked by its own guards
+            return make(compute_dtype(next(roots[0].parameters()))), None
+        kept = self._kept
+        if kept is None or not kept.is_current():
+            self._kept = None
+            reason = why_not()
+            if reason is not None:
+                return None, reason
+            kept = _Kept(ModuleWatch(roots, called, weights))
+            if kept.watch.lasting:
+                self._kept = kept
+        lead = kept.watch.tensors[:1]
+        dtype = compute_dtype(lead[0]) if lead else None
+        if weights and torch.is_grad_enabled():
+            return make(dtype), None
+        if dtype not in kept.folds:
+            kept.folds[dtype] = make(dtype)
+        return kept.folds[dtype], None
 
-    def _is_current(self, modules, dtype):
-        # Runs in every block of every forward pass, so it reads the modules' own
-        # dicts: nn.Module's attribute lookup is several times slower.
-        if self._value is None or dtype != self._dtype:
-            return False
-        return all(new is old for new, old in zip(modules, self._modules)) and all(
-            tensors[name] is tensor and tensor.data_ptr() == pointer
-            and tensor._version == version
-            for tensors, name, tensor, pointer, version in self._sources)
-
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: Any) -> FoldCache:
         return FoldCache()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return FoldCache, ()
 
 
-def compute_dtype(tensor):
+class _Kept:
+    """Folds by type, and what their modules were."""
+
+    def __init__(self, watch):
+        global _steps
+        if _steps is None:
+            _steps = 0
+            register_optimizer_step_post_hook(_count_step)
+        self.watch, self.folds, self.steps = watch, {}, _steps
+
+    def is_current(self):
+        return self.steps == _steps and self.watch.is_current()
+
+
+def _count_step(*_):
+    # Some optimizers write through `Tensor.data`.
+    global _steps
+    _steps += 1
+
+
+def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The type that a convolution of this weight would compute in, under autocast or not."""
     device = tensor.device.type
-    if torch.is_autocast_enabled(device):
+    if device != 'meta' and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return tensor.dtype

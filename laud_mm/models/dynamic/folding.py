@@ -1,7 +1,7 @@
 """Folding: batch norms become part of the convolutions in evaluation (method, section 4)."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +58,7 @@ class FoldedBottleneck:
         conv1, conv2, conv3 (FoldedConv): The residual branch.
         shortcut (FoldedConv | None): The downsample convolution.
         excitation (Excitation | None): Squeeze-and-excitation between conv2 and conv3.
+        maskers (dict[str, tuple[Tensor, Tensor]]): See `BlockMasker.differences`.
         ones_channel (bool): conv2 reads one more channel than conv1 writes, all ones.
         spread (Tensor | None): For each input channel of conv2, the output channel of
             conv1 that it is; None: they are the same.
@@ -68,6 +69,7 @@ class FoldedBottleneck:
     conv3: FoldedConv
     shortcut: FoldedConv | None = None
     excitation: Excitation | None = None
+    maskers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     ones_channel: bool = False
     spread: Tensor | None = None
     kept: Tensor | None = None
@@ -87,8 +89,8 @@ def fold_conv_norm(conv: nn.Conv2d, norm: Any,
     """Fold a batch norm (running statistics) into the convolution before it.
 
     Args:
-        conv (nn.Conv2d): Convolution without bias.
-        norm (nn.Module): Batch norm over its outputs.
+        conv (nn.Conv2d): Convolution.
+        norm (nn.Module): Batch norm over its outputs, or an identity.
         dtype (torch.dtype, optional): Type of the result; folding is done in
             the weights' type, at least float32.
 
@@ -96,9 +98,16 @@ def fold_conv_norm(conv: nn.Conv2d, norm: Any,
         FoldedConv: channels-last weight and bias; differentiable.
     """
     wide = torch.promote_types(conv.weight.dtype, torch.float32)
-    scale = norm.weight.to(wide) * torch.rsqrt(norm.running_var.to(wide) + norm.eps)
-    bias = norm.bias.to(wide) - norm.running_mean.to(wide) * scale
-    weight = conv.weight.to(wide) * scale[:, None, None, None]
+    weight = conv.weight.to(wide)
+    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.to(wide)
+    if not isinstance(norm, nn.Identity):
+        scale = torch.rsqrt(norm.running_var.to(wide) + norm.eps)
+        if norm.weight is not None:
+            scale = norm.weight.to(wide) * scale
+        bias = (bias - norm.running_mean.to(wide)) * scale
+        if norm.bias is not None:
+            bias = norm.bias.to(wide) + bias
+        weight = weight * scale[:, None, None, None]
     dtype = dtype or conv.weight.dtype
     return FoldedConv(weight.to(dtype).contiguous(memory_format=torch.channels_last),
                       bias.to(dtype), conv.groups)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from laud_mm.specs.arguments import check_choice
 from laud_mm.specs.bottleneck import MASKS
 
 from .decision import Decision
-from .fold_cache import FoldCache
+from .plain import inside, plain, why_not_plain
 
 
 def gumbel_decide(logit_on: Tensor, logit_off: Tensor, temperature: float, noise: bool = True,
@@ -57,6 +58,13 @@ def global_mean(x):
     return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """Maskers' own precision: decisions should not depend on autocast."""
+    if x.device.type == 'meta':
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _difference(layer):
     """Weight and bias of logit_on - logit_off, all that counts in evaluation."""
     (on, off), (bias_on, bias_off) = layer.weight.flatten(1).chunk(2), layer.bias.chunk(2)
@@ -78,7 +86,6 @@ class Masker(nn.Module):
         self.temperature = temperature
         self.noise = noise
         self.loaded = False
-        self._fold = FoldCache()
 
     def logits(self, x: Tensor) -> Tensor:
         """What the decision on the block's input rests on."""
@@ -92,14 +99,14 @@ class Masker(nn.Module):
         """Return the mask (N, *units) bool in evaluation."""
         raise NotImplementedError
 
-    def forward(self, x):
-        # In the masker's own precision: decisions should not depend on autocast.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.sample(x) if self.training else self.decide(x)
+    def why_not_plain(self) -> str | None:
+        """See the function of that name."""
+        return 'decides as in training' if self.training else None
 
-    def train(self, mode=True):
-        self._fold.clear()
-        return super().train(mode)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mask (N, *units): of 0 and 1 in training, else bool."""
+        with no_autocast(x):
+            return self.sample(x) if self.training else self.decide(x)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # All of it, in the right shape: a masker that loaded half way is a fresh one.
@@ -109,15 +116,30 @@ class Masker(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-class _TwoLogitMasker(Masker):
+class TwoLogitMasker(Masker):
     """Base: `logits` returns (N, 2, *units): index 0 is "compute", 1 is "skip"."""
 
     def sample(self, x: Tensor) -> Tensor:
         on, off = self.logits(x).unbind(1)
         return gumbel_decide(on, off, self.temperature, self.noise)
 
+    def difference(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of logit_on - logit_off, all that counts in evaluation."""
+        raise NotImplementedError
 
-class SpatialMasker(_TwoLogitMasker):
+    def decide_by(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Decide by the `difference`: the mask (N, *units) bool."""
+        raise NotImplementedError
+
+    def decide(self, x: Tensor) -> Tensor:
+        if why_not_plain(inside(self)) is None:
+            return self.decide_by(x, *self.difference())
+        on, off = self.logits(x).unbind(1)
+        return ~(on < off)  # NaN is on
+
+
+@plain
+class SpatialMasker(TwoLogitMasker):
     """Average pool to the patch grid, then a 1x1 convolution to two logits.
 
     Args:
@@ -142,24 +164,22 @@ class SpatialMasker(_TwoLogitMasker):
             bias.zero_()[0] = 5.0
 
     def logits(self, x: Tensor) -> Tensor:
-        weight, bias = self.conv.weight, self.conv.bias
         if self.window is None:
-            pooled = global_mean(x).to(weight.dtype)
-            return F.linear(pooled, weight.flatten(1), bias)[:, :, None, None]
-        # The last window is partial, like the last patch.
-        pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
-        return F.conv2d(pooled.to(weight.dtype), weight, bias)
+            pooled = global_mean(x)[:, :, None, None]
+        else:  # The last window is partial, like the last patch.
+            pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
+        return self.conv(pooled.to(self.conv.weight.dtype))
 
     def difference(self) -> tuple[Tensor, Tensor]:
-        """Weight (C,) and bias (1,) of logit_on - logit_off, all that counts in evaluation."""
-        return self._fold.get([self.conv], lambda dtype: _difference(self.conv))
+        return _difference(self.conv)  # (C,) and (1,)
 
-    def decide(self, x: Tensor) -> Tensor:
+    def decide_by(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        return ops.patch_mask(x, *self.difference(), self.window or max(x.shape[-2:]))
+        return ops.patch_mask(x, weight, bias, self.window or max(x.shape[-2:]))
 
 
-class ChannelMasker(_TwoLogitMasker):
+@plain
+class ChannelMasker(TwoLogitMasker):
     """Global average pool, then an MLP to two logits per channel group.
 
     Args:
@@ -201,15 +221,17 @@ class ChannelMasker(_TwoLogitMasker):
             pooled = F.relu(self.fc1(pooled))
         return self.fc2(pooled).unflatten(1, (2, -1))
 
-    def decide(self, x: Tensor) -> Tensor:
+    def difference(self) -> tuple[Tensor, Tensor]:
+        return _difference(self.fc2)  # (groups, hidden) and (groups,)
+
+    def decide_by(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.kind == 'conv_linear':
             x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
         pooled = ops.position_means(x.contiguous(memory_format=torch.channels_last))
         pooled = pooled.to(self.fc2.weight.dtype)
         if self.kind == 'mlp':
             pooled = F.relu(self.fc1(pooled))
-        weight, bias = self._fold.get([self.fc2], lambda dtype: _difference(self.fc2))
-        return torch.addmm(bias, pooled, weight.t()) >= 0
+        return ~(torch.addmm(bias, pooled, weight.t()) < 0)  # NaN is on
 
 
 class MaskerSet(nn.Module):
@@ -234,6 +256,7 @@ class MaskerSet(nn.Module):
             masker.temperature = float(temperature)
 
 
+@plain
 class BlockMasker(MaskerSet):
     """All maskers of a bottleneck block: makes its `Decision`.
 
@@ -252,6 +275,11 @@ class BlockMasker(MaskerSet):
         if shape.channel_skipping:
             self.channel = ChannelMasker(shape.in_channels, shape.channel_groups,
                                          shape.masker_hidden, shape.channel_masker, noise)
+
+    def differences(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """By masker, see `TwoLogitMasker.difference`."""
+        maskers: Any = self.named_children()
+        return {name: masker.difference() for name, masker in maskers}
 
     def forward(self, x: Tensor) -> Decision:
         """Decide from the block's input (N, C, H, W)."""

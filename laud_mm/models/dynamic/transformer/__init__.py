@@ -1,6 +1,7 @@
 """Dynamic execution of transformer blocks: maskers and executors (method, section 6)."""
-from .masked import run_masked
+from .masked import attend, run_masked
 from .maskers import SigmoidMasker, TransformerMasker
 from .run import TokensRun, TransformerRun
 
-__all__ = ['SigmoidMasker', 'TokensRun', 'TransformerMasker', 'TransformerRun', 'run_masked']
+__all__ = ['SigmoidMasker', 'TokensRun', 'TransformerMasker', 'TransformerRun', 'attend',
+           'run_masked']

@@ -21,23 +21,13 @@ def run_masked(block, x, normed, decision):
     if decision.heads is not None:
         channels = decision.heads.repeat_interleave(block.shape.head_dims, 1)[:, None]
 
-    y = _attend(block, block.norm1(x) if normed is None else normed, channels, decision.all_tokens)
+    y = block.attn(block.norm1(x) if normed is None else normed, channels, decision.all_tokens)
     x = x + block.drop_path(_keep(y, decision, 0))
     y = block.mlp(_times(block.norm2(x), channels))
     return x + block.drop_path(_keep(y, decision, 1))
 
 
-def _attend(block, normed, channels, tokens):
-    """The attention branch; `channels` (N, 1, C) and `tokens` (N, T) are masks or None."""
-    attn, heads = block.attn, block.shape.num_heads
-    q, k, v = attn.qkv(normed).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    y = _mix(q, k, v, tokens, attn.drop_rate if block.training else 0.0)
-    # A head that is off reaches the rest of the net through here only.
-    y = _times(y.transpose(1, 2).flatten(2), channels)
-    return attn.proj_drop(attn.proj(y))
-
-
-def _mix(q, k, v, tokens, drop_rate):
+def attend(q, k, v, tokens, drop_rate):
     """Softmax attention (N, heads, T, D) to the `tokens` (N, T) that are on."""
     if tokens is None or not tokens.requires_grad:
         keys = None if tokens is None else tokens.bool()[:, None, None]

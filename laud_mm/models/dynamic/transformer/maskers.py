@@ -5,11 +5,13 @@ from torch import nn
 from laud_mm.specs import TransformerShape
 
 from ..decision import TransformerDecision
-from ..maskers import Masker, MaskerSet, gumbel_decide
+from ..maskers import Masker, MaskerSet, gumbel_decide, no_autocast
+from ..plain import plain
 
 TOKEN_THRESHOLD = 0.6  # AdaViT's; heads and branches are on above 0.5
 
 
+@plain
 class SigmoidMasker(Masker):
     """A linear layer to one logit per unit; on where its sigmoid exceeds a threshold.
 
@@ -42,14 +44,15 @@ class SigmoidMasker(Masker):
 
     def with_logits(self, x):
         """The logits, in the masker's own precision, and the mask that they make."""
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             logits = self.logits(x)
         if self.training:
             return logits, gumbel_decide(logits, torch.zeros_like(logits), self.temperature,
                                          self.noise, self.threshold)
-        return logits, torch.sigmoid(logits) > self.threshold
+        return logits, ~(torch.sigmoid(logits) <= self.threshold)  # NaN is on
 
 
+@plain
 class TransformerMasker(MaskerSet):
     """All maskers of one transformer block: makes its `TransformerDecision`.
 
