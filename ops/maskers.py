@@ -28,7 +28,8 @@ def patch_mask(x, weight, bias, window):
     height, width = (min(window, n) for n in x.shape[-2:])
     wide = torch.promote_types(x.dtype, torch.float32)
     pooled = F.avg_pool2d(x.to(wide), (height, width), ceil_mode=True, count_include_pad=False)
-    return torch.einsum('nchw,c->nhw', pooled, weight.to(wide)) + bias.to(wide) >= 0
+    logits = torch.einsum('nchw,c->nhw', pooled, weight.to(wide)) + bias.to(wide)
+    return ~(logits < 0)  # NaN is on
 
 
 def _fake_means(x):

@@ -188,7 +188,8 @@ class BottleneckBackbone(LAUDBackbone):
         ops = [op for op in self.stem_specs((1, 1)) if op.kind == 'conv']
         if list(map(conv_settings, convs)) != list(map(op_settings, ops)):
             return 'its convolutions are not those that it was built with'
-        return why_not_plain(('stem', module) for module in self.stem_modules())
+        return why_not_plain((name or type(module).__name__, module) for root in self.stem_modules()
+                             for name, module in root.named_modules())
 
     def init_weights(self):
         if self.is_init:

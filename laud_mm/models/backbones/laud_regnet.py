@@ -103,7 +103,7 @@ class LAUDRegNet(BottleneckBackbone):
         channels = shapes[0][0].in_channels
         self.stem = nn.Sequential(
             build_conv_layer(conv_cfg, in_channels, channels, 3, stride=2, padding=1, bias=False),
-            build_norm_layer(norm_cfg, channels)[1], nn.ReLU(inplace=True))
+            build_norm_layer(norm_cfg, channels)[1], nn.ReLU())
         self.trunk_output = Sequential(OrderedDict(
             (f'block{stage}', Sequential(OrderedDict(
                 (f'block{stage}-{index}', block) for index, block in enumerate(make_blocks(

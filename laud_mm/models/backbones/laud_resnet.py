@@ -107,7 +107,7 @@ class LAUDResNet(BottleneckBackbone):
         self.conv1 = build_conv_layer(conv_cfg, in_channels, stem_channels, 7, stride=2,
                                       padding=3, bias=False)
         self.bn1 = build_norm_layer(norm_cfg, stem_channels)[1]
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, stage_shapes in enumerate(shapes):
             self.add_module(f'layer{stage + 1}', Sequential(*make_blocks(

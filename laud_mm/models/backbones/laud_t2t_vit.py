@@ -186,7 +186,7 @@ class LAUDT2TViT(LAUDBackbone):
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         return t2t_stem_specs(image_size, self.in_channels, self.token_dim,
-                              self.norm.normalized_shape[0], self.t2t_type)
+                              self.encoder[0].shape.embed_dims, self.t2t_type)
 
     def op_specs(self, image_size: Size) -> NetworkSpec:
         return t2t_vit_spec(self.arch, image_size, self.in_channels, self.token_dim,

@@ -241,7 +241,8 @@ def _take_samples(run, step):
 def _put_samples(run, step):
     batch, samples = run.parent.out, run.samples
     if torch.is_grad_enabled():
-        run.parent.out = batch.index_copy(0, samples, run.out)
+        rows = batch.movedim(1, -1).index_copy(0, samples, run.out.movedim(1, -1))
+        run.parent.out = rows.movedim(-1, 1)  # channels-last, as it was
     elif len(samples) > 1:  # else it is a view, and written already
         batch.index_copy_(0, samples, run.out)
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ class FoldCache:
 
     Anything that leaves a trace is seen: modules replaced, hooked, or set otherwise; tensors
     replaced, moved, or written in place; steps of any optimizer. Of what leaves none, writes
-    to whole tensors are seen (through `Tensor.data`, or NumPy), because a few values of each
-    are compared; writes of single values are not, before `clear()`, which `train()` and
-    `eval()` call. While gradients are recorded nothing is cached: the fold is part of the
+    to whole tensors on the CPU are seen (through `Tensor.data`, or NumPy), because a few values
+    of each are compared; writes of single values, and on a GPU, where comparing would wait for
+    it, are not, before `clear()`, which `train()` and `eval()` call. While gradients are recorded nothing is cached: the fold is part of the
     graph. Threads may share it: what is kept is swapped as one.
     """
 
@@ -49,12 +50,12 @@ class FoldCache:
         if torch.compiler.is_compiling():  # what is compiled is checked by its own guards
             return make(compute_dtype(next(roots[0].parameters()))), None
         kept = self._kept
-        if kept is None or not kept.is_current():
+        if kept is None or not kept.is_current(roots):
             self._kept = None
             reason = why_not()
             if reason is not None:
                 return None, reason
-            kept = _Kept(ModuleWatch(roots, called, weights))
+            kept = _Kept(roots, ModuleWatch(roots, called, weights))
             if kept.watch.lasting:
                 self._kept = kept
         lead = kept.watch.tensors[:1]
@@ -75,15 +76,16 @@ class FoldCache:
 class _Kept:
     """Folds by type, and what their modules were."""
 
-    def __init__(self, watch):
+    def __init__(self, roots, watch):
         global _steps
         if _steps is None:
             _steps = 0
             register_optimizer_step_post_hook(_count_step)
-        self.watch, self.folds, self.steps = watch, {}, _steps
+        self.roots, self.watch, self.folds, self.steps = tuple(roots), watch, {}, _steps
 
-    def is_current(self):
-        return self.steps == _steps and self.watch.is_current()
+    def is_current(self, roots):
+        return (self.steps == _steps and all(map(is_, roots, self.roots))
+                and self.watch.is_current())
 
 
 def _count_step(*_):

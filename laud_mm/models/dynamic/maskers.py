@@ -65,6 +65,12 @@ def no_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def own_dtype(layer: Any) -> torch.dtype:
+    """Type of what a layer reads: of its weights, or float32 where they are quantised."""
+    weight = layer.weight
+    return weight.dtype if isinstance(weight, Tensor) else torch.float32
+
+
 def _difference(layer):
     """Weight and bias of logit_on - logit_off, all that counts in evaluation."""
     (on, off), (bias_on, bias_off) = layer.weight.flatten(1).chunk(2), layer.bias.chunk(2)
@@ -168,7 +174,7 @@ class SpatialMasker(TwoLogitMasker):
             pooled = global_mean(x)[:, :, None, None]
         else:  # The last window is partial, like the last patch.
             pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
-        return self.conv(pooled.to(self.conv.weight.dtype))
+        return self.conv(pooled.to(own_dtype(self.conv)))
 
     def difference(self) -> tuple[Tensor, Tensor]:
         return _difference(self.conv)  # (C,) and (1,)
@@ -215,8 +221,8 @@ class ChannelMasker(TwoLogitMasker):
 
     def logits(self, x: Tensor) -> Tensor:
         if self.kind == 'conv_linear':
-            x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
-        pooled = global_mean(x).to(self.fc2.weight.dtype)
+            x = F.relu(self.conv(x.to(own_dtype(self.conv))))
+        pooled = global_mean(x).to(own_dtype(self.fc2))
         if self.kind == 'mlp':
             pooled = F.relu(self.fc1(pooled))
         return self.fc2(pooled).unflatten(1, (2, -1))

@@ -196,10 +196,10 @@ def _settings_of(module) -> tuple[Callable, ...]:
 
 
 def _samples(tensors):
-    """A few values of every tensor, its largest among them, as views, by type and device."""
-    groups: dict[tuple, list[Tensor]] = {}
+    """A few values of every tensor on the CPU, its largest among them, as views by type."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
-        if tensor.numel() and tensor.device.type != 'meta':
+        if tensor.numel() and tensor.device.type == 'cpu':  # elsewhere reading would wait
             tensor = tensor.detach()
             if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
                 tensor = tensor.permute(0, 2, 3, 1)
@@ -209,5 +209,5 @@ def _samples(tensors):
                 view = tensor.view(-1)[start:start + _SAMPLE]
             else:
                 view = tensor[tuple(map(int, np.unravel_index(top, tensor.shape)))].view(1)
-            groups.setdefault((tensor.dtype, tensor.device), []).append(view)
+            groups.setdefault(tensor.dtype, []).append(view)
     return list(groups.values())

@@ -87,9 +87,13 @@ class ActivationRecord:
         value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
         return value.expand(self.batch_size)
 
-    def __deepcopy__(self, memo):
-        # Only leaf tensors can be copied deeply; a copied model needs no history.
+    # A copied model needs no history, and only leaf tensors can be copied or sent.
+
+    def __deepcopy__(self, memo: dict) -> ActivationRecord:
         return self.detach()
+
+    def __getstate__(self) -> dict:
+        return dict(self.detach().__dict__)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ struct Excitation {
   void scales(const T* means, T* to) const {
     const auto dot = row_gemm<T>().dot;
     std::vector<T> inner(hidden);
-    for (int64_t h = 0; h < hidden; h++)
-      inner[h] = std::max(T(0), dot(means, weight1 + h * channels, channels) + bias1[h]);
+    for (int64_t h = 0; h < hidden; h++) {
+      const T value = dot(means, weight1 + h * channels, channels) + bias1[h];
+      inner[h] = value < 0 ? T(0) : value;  // NaN stays
+    }
     for (int64_t c = 0; c < channels; c++)
       to[c] = 1 / (1 + std::exp(-dot(inner.data(), weight2 + c * hidden, hidden) - bias2[c]));
   }

@@ -10,7 +10,7 @@
 namespace laud {
 namespace {
 
-// A patch is on where the mean of its positions' logits is >= 0.
+// A patch is on where the mean of its positions' logits is not below 0.
 template <typename T>
 void threshold(const std::vector<T>& logits, T bias, const PatchGrid& grid, Tensor& mask) {
   bool* on = mask.mutable_data_ptr<bool>();
@@ -20,7 +20,7 @@ void threshold(const std::vector<T>& logits, T bias, const PatchGrid& grid, Tens
     for (int64_t y = 0; y < patch.height; y++)
       for (int64_t x = 0; x < patch.width; x++)
         sum += logits[grid.map.row(patch.first.sample, patch.first.y + y, patch.first.x + x)];
-    on[p] = sum / (patch.height * patch.width) + bias >= 0;
+    on[p] = !(sum / (patch.height * patch.width) + bias < 0);  // NaN is on
   }
 }
 

@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
       sum = 0.f;
       for (int w = 0; w < kWarps; w++) sum += sums[w];
     }
-    if (threadIdx.x % kTeam == 0) mask[p] = sum / float(area) + *bias >= 0.f;
+    if (threadIdx.x % kTeam == 0) mask[p] = !(sum / float(area) + *bias < 0.f);  // NaN is on
   }
 }
 

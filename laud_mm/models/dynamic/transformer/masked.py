@@ -3,6 +3,8 @@ import math
 
 import torch.nn.functional as F
 
+from ..plain import differentiating_forward
+
 
 def run_masked(block, x, normed, decision):
     """Run a transformer block densely and multiply by the decision's masks.
@@ -29,10 +31,10 @@ def run_masked(block, x, normed, decision):
 
 def attend(q, k, v, tokens, drop_rate):
     """Softmax attention (N, heads, T, D) to the `tokens` (N, T) that are on."""
-    if tokens is None or not tokens.requires_grad:
+    if not differentiating_forward() and (tokens is None or not tokens.requires_grad):
         keys = None if tokens is None else tokens.bool()[:, None, None]
         return F.scaled_dot_product_attention(q, k, v, keys, drop_rate)
-    tokens = tokens[:, None, None]
+    tokens = q.new_ones(()) if tokens is None else tokens[:, None, None].to(q.dtype)
     scores = q @ k.transpose(-2, -1) * q.shape[-1]**-0.5
     top = scores.detach().masked_fill(tokens == 0, -math.inf).amax(-1, keepdim=True)
     # Tokens that are off get a finite weight times 0, so that their gradient says

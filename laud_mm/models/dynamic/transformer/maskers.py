@@ -5,7 +5,7 @@ from torch import nn
 from laud_mm.specs import TransformerShape
 
 from ..decision import TransformerDecision
-from ..maskers import Masker, MaskerSet, gumbel_decide, no_autocast
+from ..maskers import Masker, MaskerSet, gumbel_decide, no_autocast, own_dtype
 from ..plain import plain
 
 TOKEN_THRESHOLD = 0.6  # AdaViT's; heads and branches are on above 0.5
@@ -34,7 +34,7 @@ class SigmoidMasker(Masker):
         nn.init.constant_(self.fc.bias, 5.0)
 
     def logits(self, x):
-        return self.fc(x.to(self.fc.weight.dtype))
+        return self.fc(x.to(own_dtype(self.fc)))
 
     def sample(self, x):
         return self.with_logits(x)[1]

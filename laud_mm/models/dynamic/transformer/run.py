@@ -206,7 +206,8 @@ def _mix(qkv, pack, head_dims):
         slots = pack.present.flatten().nonzero()[:, 0]
         keys = pack.present[:, None, None]
         qkv = qkv.new_zeros(pack.present.numel(), qkv.shape[1]).index_copy(0, slots, qkv)
-    q, k, v = qkv.view(pack.samples, -1, 3, qkv.shape[1] // (3 * head_dims),
+    tokens = len(qkv) // max(pack.samples, 1)
+    q, k, v = qkv.view(pack.samples, tokens, 3, qkv.shape[1] // (3 * head_dims),
                        head_dims).permute(2, 0, 3, 1, 4)
     y = F.scaled_dot_product_attention(q, k, v, keys)
     y = y.transpose(1, 2).flatten(2).flatten(0, 1)
