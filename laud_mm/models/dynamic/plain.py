@@ -154,7 +154,9 @@ class ModuleWatch:
         self._in_slots = _values(self._slots)
         self.tensors: list[Tensor] = [t for t in self._in_slots
                                       if t is not None and t.is_floating_point()]
-        self.lasting = not any(t.is_inference() for t in self.tensors)  # else without versions
+        # Others, such as fake ones, have no versions or no values to look at.
+        self.lasting = all(type(t) in (Tensor, nn.Parameter) and not t.is_inference()
+                           for t in self.tensors)
         if self.lasting:
             self._versions = list(map(_version, self.tensors))
             self._pointers = list(map(Tensor.data_ptr, self.tensors))
