@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
+from laud_mm.models.dynamic import ActivationCost
 from laud_mm.models.find import find_backbone, unwrap
 from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs.arguments import check_choice
@@ -43,13 +44,30 @@ class TemperatureSchedule:
         return self.start * (self.end / self.start)**progress
 
 
+class Detach:
+    """Removes several hooks at once.
+
+    Args:
+        handles (list[RemovableHandle]): Of the hooks.
+    """
+
+    def __init__(self, handles: list):
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Remove them."""
+        for handle in self._handles:
+            handle.remove()
+
+
 @HOOKS.register_module()
 class ActivationHook(Hook):
     """Set the Gumbel temperature, add the activation loss, and log both.
 
     The loss joins the dict that the model returns in `mode='loss'`, through a
     forward hook on the unwrapped model: no detector is forked, DDP sees it,
-    activation checkpointing and gradient accumulation do not double it. All
+    activation checkpointing and gradient accumulation do not double it. Images of all passes
+    of an iteration count, such as the key and the reference frames of a tracker. All
     schedules follow iterations / max_iters, so they survive `--resume`.
 
     Args:
@@ -61,6 +79,8 @@ class ActivationHook(Hook):
             such as dict(type='laud_mm.AdaViTLoss'), with arguments of its own.
         interval (int): Iterations between two logs of the per-block rates (which,
             unlike the loss and the FLOPs fraction, are those of the main process).
+        backbone (str, optional): Name of the backbone in the model, such as
+            'student.backbone'; default: the one that learns.
 
     Raises:
         ValueError: If the model has no LAUD backbone, or an argument is out of range.
@@ -71,7 +91,7 @@ class ActivationHook(Hook):
 
     def __init__(self, target: float | None = None, weight: float | None = None,
                  bounds: bool | None = None, temperature: dict = dict(type='auto'),
-                 interval: int = 50, loss: dict | None = None):
+                 interval: int = 50, loss: dict | None = None, backbone: str | None = None):
         own = dict(target=target, weight=weight, bounds=bounds)
         own = {name: value for name, value in own.items() if value is not None}
         if loss and own:
@@ -81,8 +101,10 @@ class ActivationHook(Hook):
         self.temperature = TemperatureSchedule(**temperature)
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ValueError(f'interval must be a positive int, got {interval!r}')
-        self.interval = interval
-        self._backbone = self._handle = self._cost = self._fraction = None
+        self.interval, self.backbone = interval, backbone
+        self._backbone = self._cost = self._fraction = None
+        self._handles: list = []
+        self._records: list = []
         self._progress = 0.0
 
     def attach(self, model: nn.Module) -> None:
@@ -92,17 +114,23 @@ class ActivationHook(Hook):
             model (nn.Module): With one LAUD backbone; may be wrapped for DDP.
 
         Returns:
-            RemovableHandle: Removes the loss again.
+            Detach: Its `remove()` takes the loss away again.
         """
-        self._backbone = find_backbone(model, 'ActivationHook')
-        self._handle = unwrap(model).register_forward_hook(self._add_loss, with_kwargs=True)
-        return self._handle
+        model, self._backbone = unwrap(model), self._find(model)
+        self._handles = [
+            model.register_forward_pre_hook(self._begin),
+            self._backbone.register_forward_hook(self._note_pass),
+            model.register_forward_hook(self._add_loss, with_kwargs=True)]
+        return Detach(self._handles)
+
+    def _find(self, model):
+        return find_backbone(model, 'ActivationHook', self.backbone, learning=True)
 
     def before_train(self, runner):
         if sum(isinstance(hook, ActivationHook) for hook in runner.hooks) > 1:
             raise ValueError('a config must name one ActivationHook, got several: the LAUD configs '
                              'have theirs at default_hooks.activation')
-        self._backbone = find_backbone(runner.model, 'ActivationHook')
+        self._backbone = self._find(runner.model)
         self._settle_frozen_maskers(runner)
         self.temperature.resolve(self._backbone.maskers())
         runner.logger.info(f'Gumbel temperature: {self.temperature.type}; '
@@ -118,17 +146,28 @@ class ActivationHook(Hook):
                                              unwrap(runner.model))
 
     def after_train(self, runner):
-        self._handle.remove()
+        Detach(self._handles).remove()
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self._progress = min(runner.iter / max(runner.max_iters, 1), 1.0)
         self._backbone.set_temperature(self.temperature(self._progress))
 
+    def _begin(self, model, args):
+        self._records = []
+
+    def _note_pass(self, backbone, args, outputs):
+        if torch.is_grad_enabled():  # else nothing is learnt from it
+            self._records.append(backbone.record)
+
     def _add_loss(self, model, args, kwargs, outputs):
         mode = kwargs.get('mode', args[2] if len(args) > 2 else 'tensor')
         if mode != 'loss':
             return outputs
-        cost = self._backbone.record.cost()
+        if not self._records:
+            raise RuntimeError('the backbone of ActivationHook must run in the forward pass of '
+                               f'the loss, {type(model).__name__} ran it in none')
+        cost = ActivationCost.together([record.cost() for record in self._records])
+        self._records = []
         loss, self._fraction = self.loss(cost, self._progress)
         self._cost = cost
         return {**outputs, 'loss_activation': loss}
@@ -169,6 +208,6 @@ class ActivationHook(Hook):
         if state and runner._resume:
             if self.temperature.type == 'auto':
                 self.temperature.type = state['temperature']
-            backbone = find_backbone(runner.model, 'ActivationHook')
+            backbone = self._find(runner.model)
             backbone.freeze_maskers = state['maskers_frozen']
             backbone.train(backbone.training)

@@ -21,10 +21,15 @@ class BackboneStatistics:
     """Sums over the images of a set.
 
     Memory grows by the rates of the blocks per image size (see `round_size`), not per image.
+
+    Attributes:
+        views (int): Images that the backbone saw, such as the views of test-time augmentation
+            or the windows of a sliding one.
+        images (int): Images of the set.
     """
 
     def __init__(self):
-        self.names, self.images = (), 0
+        self.names, self.views, self.images = (), 0, 0
         self._sums, self._sizes = {}, {}
         self.latencies = dict(dynamic=LatencyHistogram(), static=LatencyHistogram())
 
@@ -37,12 +42,12 @@ class BackboneStatistics:
         """Add one forward pass.
 
         Args:
-            cost (ActivationCost): Rates and FLOPs of N images.
+            cost (ActivationCost): Rates and FLOPs of N views.
             image_size (tuple[int, int]): Height and width of the images.
         """
         n = cost.flops.numel()
         self.names = cost.names
-        self.images += n
+        self.views += n
         self._add_rates(cost.block_rates, n, image_size)
         block_static = cost.block_flops.new_tensor(cost.static_block_flops, dtype=torch.float64)
         for key, value in dict(
@@ -70,10 +75,10 @@ class BackboneStatistics:
 
         Returns:
             dict[tuple[int, int], tuple[int, list[Rates | None]]]: Height and
-            width, rounded up, to the number of images and their blocks'
-            rates; None for a block that was on in every image.
+            width, rounded up, to the number of views and their blocks'
+            rates; None for a block that was on in every view.
         """
-        always = (self._sums['block_rates'] / self.images >= 1 - 1e-9).tolist()
+        always = (self._sums['block_rates'] / self.views >= 1 - 1e-9).tolist()
         return {size: (images, [None if on else Rates(*(min(v, 1.0) for v in row))
                                 for on, row in zip(always, (sums / images).tolist())])
                 for size, (images, sums) in self._sizes.items()}
@@ -88,6 +93,7 @@ class BackboneStatistics:
         merged = BackboneStatistics()
         for part in all_gather_object(self):
             merged.names = part.names or merged.names
+            merged.views += part.views
             merged.images += part.images
             for key, value in part._sums.items():
                 merged._sums[key] = merged._sums.get(key, 0) + value
@@ -99,7 +105,7 @@ class BackboneStatistics:
         return merged
 
     def report(self, stamp):
-        """Average over the images.
+        """Average over the images of the set; FLOPs and latency are of all views of an image.
 
         Args:
             stamp (dict): What was measured on, from `device_stamp`.
@@ -110,11 +116,14 @@ class BackboneStatistics:
         Raises:
             ValueError: If no image was seen.
         """
-        if not self.images:
+        if not self.views:
             raise ValueError('the backbone ran on no image, so there is nothing to report')
-        mean = {k: (v / self.images).tolist() for k, v in self._sums.items()}
+        images = self.images or self.views
+        shares = 'fraction', 'rate', 'block_rates'  # of a view; sums are of an image
+        mean = {k: (v / (self.views if k in shares else images)).tolist()
+                for k, v in self._sums.items()}
         report = dict(
-            stamp=stamp, images=self.images,
+            stamp=stamp, images=images, views_per_image=self.views / images,
             flops_g=mean['flops'] / 1e9, flops_static_g=mean['static_flops'] / 1e9,
             flops_fraction=mean['fraction'], rate=mean['rate'],
             blocks=[dict(name=name, rate=rate, flops_g=flops / 1e9,
@@ -162,7 +171,7 @@ def predict_report(statistics, predictor, op_specs, batch):
     blocks = 0.0
     for size, (images, rates) in statistics.rates_by_size().items():
         report = predictor.predict(op_specs(size), rates, batch)
-        share = images / statistics.images
+        share = images / (statistics.images or statistics.views)
         mean['latency_ms'] += share * report.latency_per_image_ms
         mean['static_ms'] += share * report.static_latency_per_image_ms
         blocks = blocks + share * torch.tensor([[b.latency_ms, b.static_latency_ms]

@@ -9,14 +9,41 @@ def unwrap(model):
     return model.module if is_model_wrapper(model) else model
 
 
-def find_backbone(model, user):
-    """Return the model's LAUD backbone.
+def find_backbones(model, user):
+    """The LAUD backbones of a model by their names in it.
 
     Raises:
-        ValueError: If the model has none, or several; `user` names who asks.
+        ValueError: If there is none; `user` names who asks.
     """
-    found = [(n, m) for n, m in unwrap(model).named_modules() if isinstance(m, LAUDBackbone)]
+    found = {name: module for name, module in unwrap(model).named_modules()
+             if isinstance(module, LAUDBackbone)}
+    if not found:
+        raise ValueError(f'{user} needs a LAUD backbone in the model, found: none')
+    return found
+
+
+def find_backbone(model, user, name=None, learning=False):
+    """Return one LAUD backbone of a model.
+
+    Args:
+        model (nn.Module): May be wrapped for DDP.
+        user (str): Who asks, for the error.
+        name (str, optional): Of the backbone, such as 'student.backbone'; default: the only one.
+        learning (bool): Whether only those with weights that learn count, where there are several.
+
+    Raises:
+        ValueError: If there is none, none of that name, or several and no name.
+    """
+    found = find_backbones(model, user)
+    if name is not None:
+        if name not in found:
+            raise ValueError(f'backbone of {user} must be one of {", ".join(found)}, got {name!r}')
+        return found[name]
+    if learning and len(found) > 1:
+        found = {n: m for n, m in found.items()
+                 if any(p.requires_grad for p in m.parameters())} or found
     if len(found) != 1:
-        names = ', '.join(n or 'the model' for n, _ in found) or 'none'
-        raise ValueError(f'{user} needs exactly one LAUD backbone in the model, found: {names}')
-    return found[0][1]
+        names = ', '.join(n or 'the model' for n in found)
+        raise ValueError(f'{user} needs exactly one LAUD backbone in the model, found: {names}; '
+                         "name one, such as backbone='student.backbone'" * learning)
+    return next(iter(found.values()))

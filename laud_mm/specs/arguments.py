@@ -1,9 +1,9 @@
 """Checks of user arguments: the error names the field, the value and what is allowed."""
+from collections.abc import Mapping
 from typing import Any
 
 # What is skipped: a paradigm, several, None, or a list of such per stage.
 Paradigm = Any
-
 
 
 def check_choice(field, value, choices):
@@ -115,3 +115,9 @@ def paradigms_per_stage(paradigm, num_stages, allowed, of=None):
         raise ValueError(f'paradigm must be one for all stages, or a list of '
                          f'{" or ".join(map(str, lengths))}, one per stage, got {paradigm!r}')
     return [paradigm_set(one, allowed) for one in paradigm[:num_stages]]
+
+
+def type_name(config: Mapping) -> str:
+    """Name of a config's type, without its scope or module; types are strings or classes."""
+    kind = config.get('type')
+    return kind.__name__ if isinstance(kind, type) else str(kind).rsplit('.', 1)[-1]

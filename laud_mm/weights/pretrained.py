@@ -5,7 +5,7 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from .layout import name_layer_maskers
-from .safe import CheckpointError
+from .safe import CheckpointError, load_state_dict, unwrap_weights
 
 
 def read_backbone(checkpoint, prefix=None, map_location='cpu'):
@@ -18,15 +18,16 @@ def read_backbone(checkpoint, prefix=None, map_location='cpu'):
         map_location (str): Device to read to.
 
     Returns:
-        dict[str, Tensor]: Without the prefix, and without 'module.' of a DDP wrapper.
+        dict[str, Tensor]: Without the prefix, see also `unwrap_weights`.
 
     Raises:
         CheckpointError: If no key starts with `prefix`.
     """
-    content = CheckpointLoader.load_checkpoint(checkpoint, map_location, logger='silent')
-    for key in ('state_dict', 'model'):
-        content = content[key] if isinstance(content.get(key), dict) else content
-    weights = {key.removeprefix('module.'): value for key, value in content.items()}
+    if str(checkpoint).endswith('.safetensors') and '://' not in str(checkpoint):
+        weights = load_state_dict(checkpoint)
+    else:
+        weights = unwrap_weights(
+            CheckpointLoader.load_checkpoint(checkpoint, map_location, logger='silent'))
     if not prefix:
         return weights
     prefix = prefix.rstrip('.') + '.'

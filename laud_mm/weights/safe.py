@@ -10,6 +10,11 @@ import torch
 from laud_mm.utils.files import replacing
 
 
+# Where checkpoints keep a state dict; weights before their moving average.
+STATE_DICTS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema', 'ema_state_dict',
+               'model_ema', 'ema')
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read safely, or does not fit."""
 
@@ -18,8 +23,7 @@ def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Te
     """Read the weights of a checkpoint file without running any code in it.
 
     Args:
-        path (str | Path): A `.safetensors` file, or a `torch.save` file: a
-            state dict, or a dict with one under 'state_dict' or 'model'.
+        path (str | Path): A `.safetensors` file, or a `torch.save` file, see `unwrap_weights`.
         trust (bool): Obey a pickle whatever it does. Only for files whose
             writer is trusted like one's own code.
 
@@ -45,13 +49,39 @@ def load_state_dict(path: str | Path, trust: bool = False) -> dict[str, torch.Te
         raise
     except Exception as error:  # whatever a broken file makes the readers raise
         raise CheckpointError(f'{path} is not a readable checkpoint: {error}') from error
-    for key in ('state_dict', 'model'):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    content = unwrap_weights(content)
     if not isinstance(content, dict) or not content or not all(
             isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()):
         raise CheckpointError(f'{path} holds no state dict (names and tensors)')
-    return dict(content)
+    return content
+
+
+def unwrap_weights(content: Any) -> Any:
+    """The state dict inside a checkpoint, by its module's own names.
+
+    Args:
+        content: What a file holds: a state dict, or dicts around one, as runners, timm and
+            moving averages write them. Anything else is returned as it is.
+
+    Returns:
+        dict[str, Tensor]: Without what DDP, FSDP, torch.compile and averages put before names.
+    """
+    if not isinstance(content, dict):
+        return content
+    inner = next((content[key] for key in STATE_DICTS if isinstance(content.get(key), dict)), None)
+    if inner is not None:
+        return unwrap_weights(inner)
+    weights = {}
+    for key, value in content.items():
+        for prefix in ('_orig_mod.', '_fsdp_wrapped_module.'):
+            key = key.replace(prefix, '') if isinstance(key, str) else key
+        weights[key] = value
+    # A moving average has its model under `module`, and its own counter beside.
+    counters = {'steps', 'n_averaged'} & set(weights)
+    if weights and all(str(key).startswith('module.') for key in set(weights) - counters):
+        weights = {key.removeprefix('module.'): value for key, value in weights.items()
+                   if key not in counters}
+    return weights
 
 
 def save_state_dict(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:

@@ -19,6 +19,7 @@ from laud_mm.models.dynamic import (
 )
 from laud_mm.models.dynamic.plain import is_hooked
 from laud_mm.specs import NetworkSpec, OpSpec, Size
+from laud_mm.specs.arguments import type_name
 from laud_mm.weights import load_pretrained
 
 from .block import match_format
@@ -167,7 +168,7 @@ class LAUDBackbone(BaseModule):
         if self.is_init:
             return
         configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
-        pretrained = [c for c in configs if c.get('type') == 'Pretrained']
+        pretrained = [c for c in configs if type_name(c) in ('Pretrained', 'PretrainedInit')]
         all_of_them = self.init_cfg
         self.init_cfg = [c for c in configs if c not in pretrained]
         super().init_weights()
@@ -192,18 +193,52 @@ class LAUDBackbone(BaseModule):
     def _freeze(self):
         if self.frozen_stages < 0:
             return
-        for module in (*self.stem_modules(), *self.stages()[:self.frozen_stages]):
+        frozen = self.stages()[:self.frozen_stages]
+        maskers = [b.masker for stage in frozen for b in stage if b.masker is not None]
+        deciding = {p for masker in maskers for p in masker.parameters()}
+        for module in (*self.stem_modules(), *frozen):
             module.eval()
             for parameter in module.parameters():
-                parameter.requires_grad = False
-        for block in (b for stage in self.stages()[:self.frozen_stages] for b in stage):
-            if block.masker is not None and not self._is_frozen(block.masker):
-                block.masker.train(self.training)
-                for parameter in block.masker.parameters():
-                    parameter.requires_grad = True
+                if parameter not in deciding:
+                    parameter.requires_grad = False
+        for masker in maskers:
+            freeze = self._is_frozen(masker)
+            if not freeze:
+                masker.train(self.training)
+            if freeze != masker.frozen:  # else they are as the user wants them
+                masker.frozen = freeze
+                masker.requires_grad_(not freeze)
 
     def _is_frozen(self, masker):
         return masker.loaded if self.freeze_maskers is None else self.freeze_maskers
+
+    def layer_groups(self) -> list[list]:
+        """Blocks that layer-wise learning rates treat as one layer, from first to last."""
+        return [[block] for block in self.blocks()]
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Where a parameter stands, for layer-wise decay of the learning rate.
+
+        Args:
+            param_name (str): Its name in the whole model.
+            prefix (str): What names of the backbone's parameters start with.
+
+        Returns:
+            tuple[int, int]: Its layer, 0 for the stem, the last for what follows the blocks;
+            and how many layers there are.
+        """
+        groups = self.layer_groups()
+        after = len(groups) + 1
+        if not param_name.startswith(prefix):
+            return after, after + 1
+        names = {module: name for name, module in self.named_modules()}
+        own = param_name[len(prefix):]
+        for depth, group in enumerate(groups, 1):
+            if any(own.startswith(f'{names[block]}.') for block in group):
+                return depth, after + 1
+        stem = [f'{names[module]}.' for module in self.stem_modules()]
+        root = own.rpartition('.')[0] == ''  # a parameter of the backbone itself
+        return (0 if root or own.startswith(tuple(stem)) else after), after + 1
 
     def maskers_are_frozen(self) -> bool:
         """Whether the maskers of frozen stages are frozen with them."""
@@ -218,8 +253,8 @@ def check_norm_cfg(norm_cfg):
     Raises:
         ValueError: If `norm_cfg` is not a batch norm.
     """
-    allowed = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN')
-    if not isinstance(norm_cfg, dict) or norm_cfg.get('type') not in allowed or not (
+    allowed = ('BN', 'BN2d', 'SyncBN', 'MMSyncBN', 'BatchNorm2d', 'SyncBatchNorm')
+    if not isinstance(norm_cfg, dict) or type_name(norm_cfg) not in allowed or not (
             norm_cfg.get('affine', True) and norm_cfg.get('track_running_stats', True)):
         raise ValueError(f'norm_cfg.type must be one of {", ".join(allowed)}, affine and with '
                          f'running statistics (others do not fold), got {norm_cfg!r}')
@@ -233,7 +268,7 @@ def check_conv_cfg(conv_cfg):
         ValueError: If `conv_cfg` asks for another kind.
     """
     allowed = ('Conv', 'Conv2d')
-    if conv_cfg is not None and conv_cfg.get('type') not in allowed:
+    if conv_cfg is not None and type_name(conv_cfg) not in allowed:
         raise ValueError(f'conv_cfg must be None or have type {" or ".join(allowed)}, '
                          f'got {conv_cfg!r}')
     return conv_cfg

@@ -191,6 +191,16 @@ class BottleneckBackbone(LAUDBackbone):
         return why_not_plain((name or type(module).__name__, module) for root in self.stem_modules()
                              for name, module in root.named_modules())
 
+    def layer_groups(self):
+        # As mmpretrain groups the blocks of a ResNet.
+        first, *middle, last = [list(stage) for stage in self.stages()] \
+            if self.num_stages > 1 else [[], self.blocks()]
+        groups = [first] if first else []
+        for stage in middle:
+            size = -(-len(stage) // 2) if len(stage) <= 8 else 3 if len(stage) <= 24 else 4
+            groups += [stage[i:i + size] for i in range(0, len(stage), size)]
+        return [*groups, last]
+
     def init_weights(self):
         if self.is_init:
             return

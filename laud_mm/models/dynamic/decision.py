@@ -1,10 +1,11 @@
 """Decision: which units of a block are computed, as data (method, section 1)."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,6 +35,24 @@ class Masks:
         """Apply a function to every mask."""
         own: Any = self
         return replace(own, **{name: fn(mask) for name, mask in self.masks().items()})
+
+    def together(self, others: Sequence[Any]) -> Any:
+        """The decisions of several batches as those of one.
+
+        Raises:
+            ValueError: If maps or tokens are not equally many in all.
+        """
+        found = {}
+        for name in (name for name, value in vars(self).items() if value is not None):
+            parts = [getattr(other, name) for other in others]
+            if len({part.shape[1:] for part in parts}) > 1:
+                if name != 'patches':
+                    raise ValueError(f'{name} must be equally many in all passes, got '
+                                     f'{[tuple(part.shape) for part in parts]}')
+                continue  # no loss looks at them
+            found[name] = torch.cat(parts)
+        own: Any = type(self)
+        return own(**found)
 
     def detach(self) -> Any:
         """The same decision without autograd history."""

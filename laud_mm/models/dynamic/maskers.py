@@ -241,7 +241,12 @@ class ChannelMasker(TwoLogitMasker):
 
 
 class MaskerSet(nn.Module):
-    """Base: all maskers of one block, its children."""
+    """Base: all maskers of one block, its children.
+
+    Attributes:
+        frozen (bool): Whether the backbone froze it, with its stage.
+    """
+    frozen = False
 
     @property
     def loaded(self) -> bool:

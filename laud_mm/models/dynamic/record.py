@@ -1,6 +1,7 @@
 """ActivationRecord: what every block of one forward pass decided, and what that cost."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,8 +107,9 @@ class ActivationCost:
         rates (Tensor): (B, N) float32, share of each block's units computed, see `Rates.unit`.
         block_rates (tuple[Rates, ...]): What the share of each block is made of.
         block_flops (Tensor): (B, N) float32, multiply-adds, maskers included.
-        static_block_flops (tuple[int, ...]): Multiply-adds of the static blocks.
-        stem_flops (int): Multiply-adds of the stem.
+        static_block_flops (tuple[int, ...] | Tensor): Multiply-adds of the static blocks; (B, N)
+            where images have several sizes.
+        stem_flops (int | Tensor): Multiply-adds of the stem; (N,) likewise.
         decisions (tuple[Decision | TransformerDecision, ...]): What each block computed.
     """
     names: tuple[str, ...]
@@ -115,9 +117,27 @@ class ActivationCost:
     rates: torch.Tensor
     block_rates: tuple[Rates, ...]
     block_flops: torch.Tensor
-    static_block_flops: tuple[int, ...]
-    stem_flops: int
+    static_block_flops: tuple[int, ...] | torch.Tensor
+    stem_flops: int | torch.Tensor
     decisions: tuple[Masks, ...] = ()
+
+    @classmethod
+    def together(cls, costs: Sequence[ActivationCost]) -> ActivationCost:
+        """The cost of several passes of one backbone, on all of their images."""
+        if len(costs) == 1:
+            return costs[0]
+        images = [cost.rates.shape[1] for cost in costs]
+        static, stems = [], []
+        for cost, n in zip(costs, images):
+            each = cost.block_flops.new_tensor(cost.static_block_flops)
+            static.append(each[:, None].expand(-1, n))
+            stems.append(cost.block_flops.new_full((n,), cost.stem_flops))
+        rates = tuple(_rates_together(own, images, static[0])
+                      for own in zip(*(c.block_rates for c in costs)))
+        decisions = tuple(own[0].together(own) for own in zip(*(c.decisions for c in costs)))
+        return cls(costs[0].names, costs[0].dynamic, torch.cat([c.rates for c in costs], 1), rates,
+                   torch.cat([c.block_flops for c in costs], 1), torch.cat(static, 1),
+                   torch.cat(stems), decisions)
 
     @property
     def flops(self) -> torch.Tensor:
@@ -125,8 +145,8 @@ class ActivationCost:
         return self.block_flops.sum(0) + self.stem_flops
 
     @property
-    def static_flops(self) -> int:
-        """Multiply-adds of the static backbone: F_static."""
+    def static_flops(self) -> int | torch.Tensor:
+        """Multiply-adds of the static backbone: F_static; (N,) where images have several sizes."""
         return sum(self.static_block_flops) + self.stem_flops
 
     @property
@@ -137,8 +157,9 @@ class ActivationCost:
     @property
     def block_fractions(self) -> torch.Tensor:
         """(B, N) FLOPs fraction of every block: r_b of each image."""
-        static = self.block_flops.new_tensor(self.static_block_flops)
-        return self.block_flops / static[:, None]
+        static = torch.as_tensor(self.static_block_flops, dtype=self.block_flops.dtype,
+                                 device=self.block_flops.device)
+        return self.block_flops / static.view(len(static), -1)
 
     @property
     def mean_rates(self) -> torch.Tensor:
@@ -150,3 +171,14 @@ class ActivationCost:
         """Scalar: average of `mean_rates` over the blocks that decide (1 if none does)."""
         chosen = self.mean_rates[self.rates.new_tensor(self.dynamic, dtype=torch.bool)]
         return chosen.mean() if len(chosen) else self.rates.new_ones(())
+
+
+def _rates_together(rates, images, like):
+    """One block's rates on the images of several passes."""
+    found = {}
+    for name in vars(rates[0]):
+        parts = [getattr(own, name) for own in rates]
+        if any(torch.is_tensor(part) for part in parts):
+            found[name] = torch.cat([torch.as_tensor(part, dtype=like.dtype, device=like.device)
+                                     .expand(n) for part, n in zip(parts, images)])
+    return Rates(**found)
