@@ -9,7 +9,9 @@ from laud_mm.weights.layout import (
     CLASSIFIER_KEYS,
     add_classifier_prefixes,
     compare_keys,
-    name_layer_maskers,
+    name_as_mmpretrain,
+    name_stem,
+    rename_keys,
     strip_classifier_prefixes,
 )
 from laud_mm.weights.safe import CheckpointError, load_state_dict, save_state_dict
@@ -37,8 +39,8 @@ _LAUDNET_MASKERS = (
 )
 _RESNET_BLOCK, _REGNET_BLOCK = r'layer\d+\.\d+', r'trunk_output\.block\d+\.block\d+-\d+'
 _STATIC_KEY = re.compile(
-    rf'(fc|conv1|bn1|{_RESNET_BLOCK}\.(conv[123]|bn[123]|downsample\.[01])'
-    rf'|stem\.[01]|{_REGNET_BLOCK}\.(proj\.[01]|f\.[abc]\.[01]|f\.se\.fc[12]))'
+    rf'(fc|conv1|bn1|{_RESNET_BLOCK}\.(conv[123]|bn[123]|downsample\.[012])'
+    rf'|stem\.[013467]|{_REGNET_BLOCK}\.(proj\.[01]|f\.[abc]\.[01]|f\.se\.fc[12]))'
     r'\.(weight|bias|running_mean|running_var|num_batches_tracked)$')
 _MASKER_KEY = re.compile(
     rf'({_RESNET_BLOCK}|{_REGNET_BLOCK})'
@@ -91,6 +93,7 @@ def convert_mmpretrain(state_dict):
     plain = strip_classifier_prefixes(state_dict)
     if is_t2t_vit(plain):
         return convert_mmpretrain_t2t_vit(plain)
+    plain = {name_stem(key): value for key, value in plain.items()}
     return _check_keys(plain, "mmpretrain's ResNet or T2T_ViT", _STATIC_KEY)
 
 
@@ -129,9 +132,9 @@ def export_mmpretrain(state_dict):
     """
     if is_t2t_vit(state_dict):
         return add_classifier_prefixes(export_mmpretrain_t2t_vit(state_dict))
-    if 'conv1.weight' not in state_dict:
+    if 'layer1.0.conv1.weight' not in state_dict:
         raise CheckpointError('mmpretrain has ResNets, but no RegNetY, to convert to')
-    return add_classifier_prefixes(export_torchvision(state_dict))
+    return add_classifier_prefixes(name_as_mmpretrain(export_torchvision(state_dict)))
 
 
 # LAUDNet's and LASNet's static parts have torchvision's keys.
@@ -188,7 +191,7 @@ def convert_file(source: str, src: str | Path, dst: str | Path, prefix: str = ''
         raise ValueError(f'prefix must be empty for the target {target}, got {prefix!r}')
     weights = SOURCES[source](load_state_dict(src, trust))
     backbone = backbone or infer_backbone(weights)
-    weights = name_layer_maskers(weights, build_keys(backbone).state_dict())
+    weights = rename_keys(weights, build_keys(backbone).state_dict())
     fresh = check_backbone(weights, backbone)
     converted = TARGETS[target](weights)
     if prefix:

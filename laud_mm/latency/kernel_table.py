@@ -187,7 +187,8 @@ def _keep(step, work, batch):
     return _stream(2 * step.patch_rows * work.patches / batch * work.channels)
 
 
-@launches('conv7x7', 'conv1x1', 'conv3x3', 'conv3x3_grouped', 'maxpool', 'tokens_to_token')
+@launches('conv7x7', 'conv1x1', 'conv3x3', 'conv3x3_grouped', 'maxpool', 'avgpool',
+          'tokens_to_token')
 def _dense(step, work, batch):
     return [Launch('', dense_kernel(step.op), work.samples / batch)]
 

@@ -98,6 +98,20 @@ def check_fusions(fusions):
     return tuple(fusions)
 
 
+def check_published(block):
+    """Refuse a bottleneck that the papers' predictor does not know."""
+    shape = block.shape
+    if isinstance(shape, TransformerShape):
+        return
+    if len(shape.paradigms) > 1:
+        raise ValueError(f'paradigm {shape.paradigm!r} is not part of the published predictor, '
+                         "which knows 'layer', 'channel', 'spatial' and None: predict without "
+                         'published')
+    if shape.avg_down:
+        raise ValueError('avg_down=True is not part of the published predictor: predict without '
+                         'published')
+
+
 class PublishedSchedule:
     """What the papers' predictor counts: residual blocks, without the first stage's projection.
 
@@ -114,6 +128,7 @@ class PublishedSchedule:
 
     def static(self, block, batch):
         """Launches of the static block."""
+        check_published(block)
         return launch_dense(op for op in block.ops if not op.dynamic and self._counts(op))
 
     @staticmethod
@@ -134,15 +149,12 @@ class PublishedSchedule:
         rates = rates or Rates()
         if not block.shape.paradigms:
             return self.static(block, batch)
+        check_published(block)
         if isinstance(block.shape, TransformerShape):
             return transformerlaunch_dense(block, rates, batch)
         parts = _Bottleneck(block, self.fusions)
         if 'downsample' in parts.ops and not self._counts(parts.ops['downsample']):
             del parts.ops['downsample']
-        if len(block.shape.paradigms) > 1:
-            raise ValueError(f'paradigm {block.shape.paradigm!r} is not part of the published '
-                             "predictor, which knows 'layer', 'channel', 'spatial' and None: "
-                             'predict without published')
         return getattr(self, f'_{block.shape.paradigm}')(parts, rates)
 
     def _layer(self, b, rates):

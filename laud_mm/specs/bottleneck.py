@@ -64,6 +64,7 @@ class BottleneckShape:
         groups (int): Groups of conv2.
         se_channels (int): Hidden channels of the squeeze-and-excitation after conv2; 0: none.
         downsample (bool): Whether the shortcut is a 1x1 convolution.
+        avg_down (bool): Its stride sits in an average pool before it.
         paradigms (tuple[str, ...]): What is skipped, of `PARADIGMS`; empty: a static block.
         spatial_granularity (int): S, side of a patch in output positions.
         channel_granularity (int): G, channels per group.
@@ -82,6 +83,7 @@ class BottleneckShape:
     groups: int = 1
     se_channels: int = 0
     downsample: bool = False
+    avg_down: bool = False
     paradigms: tuple[str, ...] = ()
     spatial_granularity: int = 1
     channel_granularity: int = 1
@@ -133,6 +135,11 @@ class BottleneckShape:
     def stride2(self) -> int:
         """Stride of conv2."""
         return 1 if self.stride_in_conv1 else self.stride
+
+    @property
+    def pooled_shortcut(self) -> bool:
+        """Whether the shortcut averages positions before its convolution."""
+        return self.downsample and self.avg_down and self.stride > 1
 
     @property
     def channel_groups(self) -> int:
@@ -245,9 +252,13 @@ class BottleneckShape:
             OpSpec(f'{self.name}.add', 'add', self.out_channels, self.out_channels, out, out,
                    scaled_by=('layer', 'patch')),
         ]
+        if self.pooled_shortcut:
+            ops.append(OpSpec(f'{self.name}.downsample_pool', 'pool', self.in_channels,
+                              self.in_channels, in_size, out, self.stride, self.stride))
         if self.downsample:
-            ops.append(conv('downsample', self.in_channels, self.out_channels, in_size, out,
-                            stride=self.stride))
+            pooled = self.pooled_shortcut
+            ops.append(conv('downsample', self.in_channels, self.out_channels,
+                            out if pooled else in_size, out, stride=1 if pooled else self.stride))
         return (*ops, *self._masker_specs(in_size))
 
     def _excitation_specs(self, size):

@@ -142,8 +142,11 @@ class _Steps:
         shape = self.shape
         return 0 if shape.layer_skipping else shape.spatial_granularity * shape.stride
 
+    def pool(self):
+        return [self.step('avgpool', 'downsample_pool')] if self.shape.pooled_shortcut else []
+
     def dense(self):
-        shape, masks, steps = self.shape, self.route.masks, []
+        shape, masks, steps = self.shape, self.route.masks, self.pool()
         mask_channels = 'channels' in masks
         if shape.downsample:
             steps.append(self.step('conv1x1', 'downsample'))
@@ -164,7 +167,7 @@ class _Steps:
         return replace(self.ops['se.fc1'], in_size=self.out, out_size=self.out)
 
     def listed(self):
-        shape, steps, add = self.shape, [], self.ops['add']
+        shape, steps, add = self.shape, self.pool(), self.ops['add']
         if shape.downsample:
             steps.append(self.step('rows1x1', 'downsample'))
         elif self.case.gradients or not self.case.owns_input:

@@ -37,7 +37,10 @@ def _stage_maskers(weights, first_blocks, conv1):
 
 def infer_resnet(weights):
     """Arguments of the `LAUDResNet` that has these weights; None if none has."""
-    if 'layer1.0.conv1.weight' not in weights or 'conv1.weight' not in weights:
+    deep = 'stem.6.weight' in weights
+    stem = [weights[key] for key in (('stem.0.weight', 'stem.6.weight') if deep else
+                                     ('conv1.weight',)) if key in weights]
+    if 'layer1.0.conv1.weight' not in weights or not stem:
         return None
     blocks = _count_blocks(weights, r'layer(\d+)\.(\d+)\.conv3\.weight')
     depth = next((d for d, n in STAGE_BLOCKS.items() if n[:len(blocks)] == blocks), None)
@@ -45,8 +48,9 @@ def infer_resnet(weights):
     if depth is None or len(weights['layer1.0.conv3.weight']) != EXPANSION * width:
         return None
     return dict(depth=depth, num_stages=len(blocks), base_channels=width,
-                out_indices=(len(blocks) - 1, ), stem_channels=len(weights['conv1.weight']),
-                in_channels=weights['conv1.weight'].shape[1],
+                out_indices=(len(blocks) - 1, ), stem_channels=len(stem[-1]),
+                in_channels=stem[0].shape[1], deep_stem=deep,
+                avg_down=any('.downsample.2.weight' in key for key in weights),
                 **_stage_maskers(weights, [f'layer{i + 1}.0' for i in range(len(blocks))],
                                  'conv1'))
 
@@ -122,7 +126,8 @@ def _draw_t2t_vit(rng):
 register_family(Family(
     'LAUDResNet', 'LAUD-ResNet', {f'resnet{depth}': dict(depth=depth) for depth in STAGE_BLOCKS},
     resnet_spec, ('depth', 'in_channels', 'base_channels', 'stem_channels', 'num_stages',
-                  'strides', 'dilations', 'style', 'mask_before_norm', *_MASKERS),
+                  'strides', 'dilations', 'style', 'deep_stem', 'avg_down', 'mask_before_norm',
+                  *_MASKERS),
     PARADIGMS, _GRANULARITIES,
     # They report 4-4-2-1 for all but ResNet-101.
     {'': _BEST, 'resnet101': dict(_BEST, spatial_granularity=(8, 4, 7, 1))},

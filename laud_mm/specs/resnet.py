@@ -18,7 +18,7 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
                   spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
                   channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
                   channel_masker: str = 'mlp', masker_reduction: int = 16,
-                  mask_before_norm: bool = False) -> Stages:
+                  mask_before_norm: bool = False, avg_down: bool = False) -> Stages:
     """List the bottleneck blocks of a LAUD-ResNet, stage by stage.
 
     Args:
@@ -36,6 +36,7 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
         channel_masker (str): 'mlp', 'linear' or 'conv_linear'.
         masker_reduction (int): Groups per hidden unit of the 'mlp' masker.
         mask_before_norm (bool): Channel masks act before the norms.
+        avg_down (bool): Shortcuts take their stride in an average pool (ResNet-D).
 
     Returns:
         Stages: One tuple per stage.
@@ -65,28 +66,35 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
                 width=width, out_channels=out_channels, stride=stride,
                 dilation=dilations[stage], stride_in_conv1=style == 'caffe',
                 downsample=index == 0 and (stride != 1 or in_channels != out_channels),
-                mask_before_norm=mask_before_norm, **deciding[stage]))
+                avg_down=avg_down, mask_before_norm=mask_before_norm, **deciding[stage]))
             in_channels = out_channels
         stages.append(tuple(blocks))
     return tuple(stages)
 
 
-def resnet_stem_specs(image_size: Size, in_channels: int = 3,
-                      stem_channels: int = 64) -> tuple[OpSpec, ...]:
-    """Op specs of the 7x7 stem and its max pool."""
+def resnet_stem_specs(image_size: Size, in_channels: int = 3, stem_channels: int = 64,
+                      deep_stem: bool = False) -> tuple[OpSpec, ...]:
+    """Op specs of the 7x7 stem, or of the deep one's three 3x3 (ResNet-C), and its max pool."""
     half = tuple(ceil_div(n, 2) for n in image_size)
     quarter = tuple(ceil_div(n, 2) for n in half)
-    return (OpSpec('conv1', 'conv', in_channels, stem_channels, tuple(image_size), half,
-                   kernel_size=7, stride=2),
-            OpSpec('maxpool', 'pool', stem_channels, stem_channels, half, quarter,
-                   kernel_size=3, stride=2))
+
+    def conv(name, cin, cout, kernel_size, stride):
+        return OpSpec(name, 'conv', cin, cout, half if stride == 1 else tuple(image_size), half,
+                      kernel_size=kernel_size, stride=stride)
+
+    middle = stem_channels // 2
+    convs = (conv('stem.0', in_channels, middle, 3, 2), conv('stem.3', middle, middle, 3, 1),
+             conv('stem.6', middle, stem_channels, 3, 1)) if deep_stem else (
+        conv('conv1', in_channels, stem_channels, 7, 2),)
+    return (*convs, OpSpec('maxpool', 'pool', stem_channels, stem_channels, half, quarter,
+                           kernel_size=3, stride=2))
 
 
 def resnet_spec(depth: int, image_size: Size = (224, 224), in_channels: int = 3,
                 base_channels: int = 64, stem_channels: int | None = None,
-                **kwargs: Any) -> NetworkSpec:
+                deep_stem: bool = False, **kwargs: Any) -> NetworkSpec:
     """Op specs of a whole LAUD-ResNet backbone; arguments as in `resnet_shapes`."""
     stem_channels = stem_channels or base_channels
     stages = resnet_shapes(depth, base_channels, stem_channels, **kwargs)
-    stem = resnet_stem_specs(image_size, in_channels, stem_channels)
+    stem = resnet_stem_specs(image_size, in_channels, stem_channels, deep_stem)
     return NetworkSpec.chain(stem, [shape for stage in stages for shape in stage])

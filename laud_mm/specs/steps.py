@@ -280,6 +280,7 @@ STEP_KINDS: dict[str, StepKind] = dict(
                       w.samples * s.in_rows),
         lambda s, w: (s.op.stride, s.op.in_channels // s.op.groups)),
     maxpool=StepKind(('rows', 'channels'), _map),
+    avgpool=StepKind(('rows', 'channels'), _map, lambda s, w: (s.op.kernel_size,)),
     relu=StepKind(('rows', 'channels'), _map),
     mask_channels=StepKind(('rows', 'channels'), _map),
     excite=StepKind(

@@ -1,9 +1,11 @@
 """Where a classifier's checkpoint keeps its parts, and whether it fits a model."""
+import re
 from dataclasses import dataclass
 
 from .safe import CheckpointError
 
 _SHOWN = 5  # keys named in a message
+_STEM = re.compile(r'^stem\.(\d+)\.(conv|bn)\.')
 # Keys of a classifier in a plain network, which mmpretrain has below `head.`.
 CLASSIFIER_KEYS = ('fc.', 'layers.head.')
 
@@ -56,16 +58,49 @@ class Fit:
             for kind, keys in vars(self).items() if keys)
 
 
-def name_layer_maskers(state_dict, own):
-    """Rename maskers of layer skipping, which were called `spatial` as those of patches are.
+def rename_keys(state_dict, own):
+    """Rename a backbone's keys of other spellings.
+
+    Maskers of layer skipping were called `spatial` as those of patches are. mmpretrain's
+    ResNet-C and D name their stem otherwise, and have no pool, and so other indices, in a
+    shortcut that pools nothing.
 
     Args:
         state_dict (dict[str, Tensor]): A backbone's weights.
         own (Collection[str]): The backbone's keys.
+
+    Returns:
+        dict[str, Tensor]: The weights, with the backbone's keys where it has such.
     """
     def name(key):
-        renamed = key.replace('.masker.spatial.', '.masker.layer.')
-        return renamed if key not in own and renamed in own else key
+        block, _, rest = key.partition('.downsample.')
+        conv = f'{block}.downsample.0.weight'
+        if rest and conv in state_dict and conv not in own:
+            shifted = f'{block}.downsample.{int(rest[0]) + 1}{rest[1:]}'
+            return shifted if shifted in own else key
+        for renamed in (key.replace('.masker.spatial.', '.masker.layer.'), name_stem(key)):
+            if key not in own and renamed in own:
+                return renamed
+        return key
+    return {name(key): value for key, value in state_dict.items()}
+
+
+def name_stem(key):
+    """A key of mmpretrain's deep stem as we name it; others as they are."""
+    return _STEM.sub(lambda match: f'stem.{3 * int(match[1]) + (match[2] == "bn")}.', key)
+
+
+def name_as_mmpretrain(state_dict):
+    """Undo what `rename_keys` does to the static part of mmpretrain's ResNet-C and D."""
+    def name(key):
+        stem = re.match(r'stem\.(\d+)\.', key)
+        if stem and 'stem.6.weight' in state_dict:
+            layer, kind = divmod(int(stem[1]), 3)
+            return f'stem.{layer}.{("conv", "bn")[kind]}.{key[stem.end():]}'
+        block, _, rest = key.partition('.downsample.')
+        if rest and block == 'layer1.0' and f'{block}.downsample.2.weight' in state_dict:
+            return f'{block}.downsample.{int(rest[0]) - 1}{rest[1:]}'
+        return key
     return {name(key): value for key, value in state_dict.items()}
 
 
@@ -81,7 +116,7 @@ def compare_keys(state_dict, model):
         checkpoints lack and nothing here reads, is not missed.
     """
     own = model.state_dict()
-    state_dict = name_layer_maskers(state_dict, own)
+    state_dict = rename_keys(state_dict, own)
     missing = [k for k in own if k not in state_dict and not k.endswith('num_batches_tracked')]
     return Fit(tuple(missing), tuple(k for k in state_dict if k not in own), tuple(
         f'{k} {tuple(v.shape)} for {tuple(own[k].shape)}' for k, v in state_dict.items()

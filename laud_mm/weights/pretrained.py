@@ -4,7 +4,7 @@ from typing import Any
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import CheckpointLoader
 
-from .layout import name_layer_maskers
+from .layout import rename_keys
 from .safe import CheckpointError, load_state_dict, unwrap_weights
 
 
@@ -56,7 +56,7 @@ def load_pretrained(backbone: Any, checkpoint: str, prefix: str | None = None,
             weight has another shape; all of them are named.
     """
     own = backbone.state_dict()
-    weights = name_layer_maskers(read_backbone(checkpoint, prefix, map_location), own)
+    weights = rename_keys(read_backbone(checkpoint, prefix, map_location), own)
     # Older checkpoints lack the counters of batch norms, which inference does not read.
     missing = [k for k in own if k not in weights and not k.endswith('num_batches_tracked')]
     own_ids = {id(p) for masker in backbone.maskers() for p in masker.parameters()}

@@ -9,7 +9,6 @@ import torch
 
 from laud_mm.utils.files import replacing
 
-
 # Where checkpoints keep a state dict; weights before their moving average.
 STATE_DICTS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema', 'ema_state_dict',
                'model_ema', 'ema')

@@ -23,6 +23,7 @@ from ..conftest import TINY_REGNET, TINY_T2T
 CNN = [(arch, dict(paradigm=p)) for arch in (50, TINY_REGNET)
        for p in ('layer', 'spatial', 'channel', 'both', None)]
 CNN += [(50, dict(paradigm='channel', mask_before_norm=True))]
+CNN += [(50, dict(paradigm=p, deep_stem=True, avg_down=True)) for p in ('spatial', None)]
 T2T = [(TINY_T2T, dict(paradigm=p)) for p in ('token', 'head', 'layer', ('token', 'head', 'layer'),
                                               None)]
 
@@ -30,7 +31,7 @@ T2T = [(TINY_T2T, dict(paradigm=p)) for p in ('token', 'head', 'layer', ('token'
 def named(cases):
     def name(arch, kwargs):
         kind = 'resnet' if arch == 50 else 't2t' if arch is TINY_T2T else 'regnet'
-        return '-'.join([kind, str(kwargs['paradigm']), *(['before'] * (len(kwargs) > 1))])
+        return '-'.join([kind, str(kwargs['paradigm']), *(k for k in kwargs if k != 'paradigm')])
     return pytest.mark.parametrize('arch, kwargs', cases, ids=[name(*c) for c in cases])
 
 
@@ -143,7 +144,11 @@ def set_strides(net):
     for block in net.blocks():
         conv = dict(block.named_modules()).get('conv2')
         if conv is not None and conv.stride == (2, 2):
-            conv.stride = block.downsample[0].stride = (1, 1)
+            conv.stride = (1, 1)
+            for module in block.downsample:
+                if hasattr(module, 'stride'):
+                    module.stride = type(module.stride)([1]) * 2 if isinstance(
+                        module.stride, tuple) else 1
 
 
 def set_dilation(net):

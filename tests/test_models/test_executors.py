@@ -99,7 +99,8 @@ def test_one_block_skipping_equals_masked(data):
     shape = BottleneckShape(
         'block', 0, in_channels=draw(3, 32), width=12, out_channels=32, stride=draw(1, 2),
         dilation=draw(1, 2, 3), stride_in_conv1=draw(True, False), groups=groups,
-        se_channels=se_channels, downsample=True, paradigms=draw(*PARADIGMS),
+        se_channels=se_channels, downsample=True, avg_down=draw(False, True),
+        paradigms=draw(*PARADIGMS),
         spatial_granularity=data.draw(st.integers(1, 9)), channel_granularity=draw(1, 2, 3, 4),
         mask_before_norm=groups == 1 and not se_channels and draw(True, False))
     block = draw(LAUDBottleneck, LAUDRegNetBottleneck)(shape, norm_cfg=dict(type='BN'))

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from laud_mm.models.backbones import LAUDResNet
-from laud_mm.models.dynamic.run_table import RUN_TABLE
+from laud_mm.checkpoints import convert_file
+from laud_mm.checkpoints.architecture import infer_backbone
+from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
 from laud_mm.models.dynamic import force_rate
+from laud_mm.models.dynamic.run_table import RUN_TABLE
 from laud_mm.registry import MODELS
 
-from ..conftest import TINY_REGNET
+from ..conftest import TINY_REGNET, randomize_norms
 
 
 @pytest.mark.parametrize('depth', [50, 101, 152])
@@ -41,6 +43,51 @@ def test_static_net_equals_mmdets(style):
     with torch.no_grad():
         for out, expected in zip(ours(x), theirs(x)):
             assert (out - expected).abs().max() <= 1e-9 * expected.abs().max()
+
+
+@pytest.mark.parametrize('framework', ['mmdet', 'mmpretrain'])
+@pytest.mark.parametrize('kwargs', [dict(deep_stem=True), dict(avg_down=True),
+                                    dict(deep_stem=True, avg_down=True, strides=(1, 2, 2, 1))],
+                         ids=['deep_stem', 'avg_down', 'both'])
+def test_variants_load_the_frameworks_weights(framework, kwargs, tmp_path):
+    resnet = pytest.importorskip(f'{framework}.models.backbones').ResNet
+    theirs = randomize_norms(resnet(50, base_channels=64, out_indices=(0, 1, 2, 3), **kwargs))
+    theirs.eval()
+    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
+    x = torch.randn(2, 3, 75, 101)
+    for paradigm in (None, 'spatial'):
+        ours = LAUDResNet(50, paradigm=paradigm, init_cfg=dict(
+            type='Pretrained', checkpoint=str(tmp_path / 'theirs.pth')), **kwargs)
+        ours.init_weights()
+        with torch.no_grad(), ours.eval().as_static():
+            for out, expected in zip(ours(x), theirs(x)):
+                assert (out - expected).abs().max() <= 1e-5 * expected.abs().max()
+    found = infer_backbone(ours.state_dict())
+    assert {k: found[k] for k in ('deep_stem', 'avg_down')} == {
+        k: kwargs.get(k, False) for k in ('deep_stem', 'avg_down')}
+    done = convert_file('mmpretrain', tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
+    assert set(done.state_dict) == {k for k in ours.state_dict() if '.masker.' not in k}
+    back = convert_file('laud', tmp_path / 'ours.pth', tmp_path / 'back.pth', target='mmpretrain')
+    if framework == 'mmpretrain':
+        assert {k.removeprefix('backbone.') for k in back.state_dict} == set(theirs.state_dict())
+
+
+@pytest.mark.parametrize('cls, kwargs', [(LAUDResNet, dict(depth=50)),
+                                         (LAUDRegNet, dict(arch='regnety_400mf')),
+                                         (LAUDT2TViT, dict(arch='t2t_vit_14'))])
+def test_arguments_that_ask_for_nothing_are_taken(cls, kwargs, tmp_path):
+    cls(**kwargs, pretrained=None, dcn=None, stage_with_dcn=(False,) * 4, plugins=None,
+        deep_stem=False, avg_down=False)
+    for field, value in (('dcn', dict(type='DCN')), ('plugins', [dict(cfg=dict())]),
+                         ('stage_with_dcn', (False, True, True, True)), ('pretrained', 0)):
+        with pytest.raises(ValueError, match=f'{field} must be .* for {cls.__name__}, got'):
+            cls(**kwargs, **{field: value})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'paradim'"):
+        cls(**kwargs, paradim='layer')
+    net = cls(**kwargs, pretrained='none.pth')
+    assert net.init_cfg == dict(type='Pretrained', checkpoint='none.pth')
+    with pytest.raises(ValueError, match='pretrained must be None, or a checkpoint without init'):
+        cls(**kwargs, pretrained='none.pth', init_cfg=dict(type='Kaiming', layer='Conv2d'))
 
 
 def test_maskers_add_their_own_keys_only(make_net):

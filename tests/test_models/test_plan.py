@@ -17,8 +17,8 @@ from laud_mm.latency.plans import (
     load_plan,
 )
 from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck, LAUDResNet
-from laud_mm.models.dynamic.run_table import RUN_TABLE
 from laud_mm.models.dynamic import Decision, Execution, force_rate, replay, run_masked, run_program
+from laud_mm.models.dynamic.run_table import RUN_TABLE
 from laud_mm.profiling.make_plan import OneRoute, make_plan
 from laud_mm.specs import BottleneckShape, Case
 
@@ -53,7 +53,7 @@ def test_every_route_equals_masked(data):
     shape = BottleneckShape(
         'block', 0, in_channels=32, width=12, out_channels=32, stride=draw(1, 2),
         dilation=draw(1, 2), stride_in_conv1=draw(True, False), groups=groups,
-        se_channels=se_channels, downsample=True,
+        se_channels=se_channels, downsample=True, avg_down=draw(False, True),
         paradigms=draw(*PARADIGMS, 'layer+spatial', 'layer+channel', 'layer+spatial+channel'),
         spatial_granularity=data.draw(st.integers(1, 9)), channel_granularity=draw(1, 2, 3),
         mask_before_norm=groups == 1 and not se_channels and draw(True, False))

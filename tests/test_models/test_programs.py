@@ -204,7 +204,8 @@ def test_a_bottleneck_runs_its_program(data):
     shape = BottleneckShape(
         'block', 0, in_channels=draw(16, 32), width=12, out_channels=32, stride=draw(1, 2),
         dilation=draw(1, 2), stride_in_conv1=draw(True, False), groups=groups,
-        se_channels=se_channels, downsample=True, paradigms=paradigms or ('layer',),
+        se_channels=se_channels, downsample=True, avg_down=draw(False, True),
+        paradigms=paradigms or ('layer',),
         spatial_granularity=data.draw(st.integers(1, 9)), channel_granularity=draw(1, 2, 3, 4),
         channel_masker=draw(*(m for m in CHANNEL_MASKERS if m != 'conv_linear')),
         mask_before_norm=groups == 1 and not se_channels and draw(True, False))

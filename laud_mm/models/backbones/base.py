@@ -272,3 +272,38 @@ def check_conv_cfg(conv_cfg):
         raise ValueError(f'conv_cfg must be None or have type {" or ".join(allowed)}, '
                          f'got {conv_cfg!r}')
     return conv_cfg
+
+
+# Arguments of the frameworks' backbones that are not supported, with what asks for nothing.
+_UNUSED = dict(dcn=None, stage_with_dcn=False, plugins=None, drop_path_rate=0.0, deep_stem=False,
+               avg_down=False, pretrained=None)
+
+
+def check_unused(name, unused, init_cfg):
+    """Take arguments of the frameworks' backbones where they ask for nothing.
+
+    Args:
+        name (str): Name of the backbone's class.
+        unused (dict): Arguments that the backbone does not know.
+        init_cfg (dict | list[dict] | None): Its `init_cfg`.
+
+    Returns:
+        dict | list[dict] | None: `init_cfg`; where `pretrained` names a checkpoint, the config
+        that loads it, as in mmdet.
+
+    Raises:
+        ValueError: If an argument asks for something.
+        TypeError: If no backbone has such an argument.
+    """
+    for field, value in unused.items():
+        if field not in _UNUSED:
+            raise TypeError(f'{name} got an unexpected keyword argument {field!r}')
+        if field == 'pretrained' and isinstance(value, str) and init_cfg is None:
+            init_cfg = dict(type='Pretrained', checkpoint=value)
+            continue
+        each = value if isinstance(value, (list, tuple)) else [value]
+        if any(one != _UNUSED[field] for one in each):
+            allowed = ', or a checkpoint without init_cfg,' * (field == 'pretrained')
+            raise ValueError(f'{field} must be {_UNUSED[field]!r}{allowed} for {name}, '
+                             f'got {value!r}')
+    return init_cfg

@@ -19,9 +19,9 @@ from laud_mm.models.dynamic import (
 )
 from laud_mm.models.dynamic.plain import (
     FORWARD_MODE,
-    conv_settings,
     differentiating_forward,
     op_settings,
+    settings,
     why_not_plain,
 )
 from laud_mm.models.dynamic.work import bottleneck_work
@@ -65,13 +65,18 @@ class DynamicBottleneck(DynamicBlock):
             layer(shape.width, shape.width, 3, stride=shape.stride2, padding=shape.dilation,
                   dilation=shape.dilation, groups=shape.groups),
             layer(shape.width, shape.out_channels, 1))
-        shortcut = nn.Sequential(*layer(
-            shape.in_channels, shape.out_channels, 1,
-            stride=shape.stride)) if shape.downsample else None
+        shortcut = None
+        if shape.downsample:
+            stride = 1 if shape.avg_down else shape.stride
+            # As mmdet and timm have it, a pool also where it pools nothing.
+            pool = (nn.AvgPool2d(shape.stride, ceil_mode=True, count_include_pad=False),) \
+                if shape.avg_down else ()
+            shortcut = nn.Sequential(*pool, *layer(shape.in_channels, shape.out_channels, 1,
+                                                   stride=stride))
         self.name_modules(layers, shortcut, SqueezeExcitation(shape.width, shape.se_channels)
                           if shape.se_channels else None)
         self.masker = BlockMasker(shape, noise) if shape.paradigms else None
-        self._built = list(map(conv_settings, self._convs()))
+        self._built = self._settings()
 
     def name_modules(self, layers, shortcut, excitation):
         """Register the modules that `layers`, `shortcut` and `excitation` return."""
@@ -82,7 +87,7 @@ class DynamicBottleneck(DynamicBlock):
         raise NotImplementedError
 
     def shortcut(self):
-        """The shortcut's convolution and norm, an `nn.Sequential`, or None."""
+        """The shortcut: an `nn.Sequential` that ends with a convolution and its norm, or None."""
         raise NotImplementedError
 
     def excitation(self):
@@ -109,13 +114,16 @@ class DynamicBottleneck(DynamicBlock):
 
     def _pairs(self):
         """Convolutions with their norms: the residual branch's, and the shortcut's."""
-        return [*self.layers(), *filter(None, [self.shortcut()])]
+        shortcut = self.shortcut()
+        return [*self.layers(), *([] if shortcut is None else [shortcut[-2:]])]
 
-    def _convs(self):
-        return [conv for conv, _ in self._pairs()]
+    def _settings(self):
+        """Settings of the convolutions, and of what comes before the shortcut's."""
+        return [settings(module) for module in (*(conv for conv, _ in self._pairs()),
+                                                *(self.shortcut() or ())[:-2])]
 
     def why_not_plain(self):
-        if list(map(conv_settings, self._convs())) != self._built:
+        if self._settings() != self._built:
             return 'its convolutions are not those that it was built with'
         return super().why_not_plain()
 
@@ -184,9 +192,9 @@ class BottleneckBackbone(LAUDBackbone):
         return [fold_conv_norm(conv, norm, dtype) for conv, norm in self.stem_layers()]
 
     def _why_stem_is_not_plain(self):
-        convs = [conv for conv, _ in self.stem_layers()]
-        ops = [op for op in self.stem_specs((1, 1)) if op.kind == 'conv']
-        if list(map(conv_settings, convs)) != list(map(op_settings, ops)):
+        modules = [conv for conv, _ in self.stem_layers()]
+        modules += [m for m in self.stem_modules() if isinstance(m, nn.MaxPool2d)]
+        if list(map(settings, modules)) != list(map(op_settings, self.stem_specs((1, 1)))):
             return 'its convolutions are not those that it was built with'
         return why_not_plain((name or type(module).__name__, module) for root in self.stem_modules()
                              for name, module in root.named_modules())

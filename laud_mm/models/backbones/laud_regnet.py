@@ -1,6 +1,7 @@
 """LAUD-RegNet: a RegNetY whose blocks decide per image what to compute."""
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import Sequential
@@ -11,7 +12,7 @@ from laud_mm.registry import MODELS
 from laud_mm.specs import OpSpec, Size, regnet_shapes, regnet_stem_specs
 from laud_mm.specs.arguments import Paradigm, check_choice
 
-from .base import check_conv_cfg, check_norm_cfg
+from .base import check_conv_cfg, check_norm_cfg, check_unused
 from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, masker_settings
 
 
@@ -67,6 +68,7 @@ class LAUDRegNet(BottleneckBackbone):
         execution (str): 'auto', 'masked' or 'skipping', see `LAUDBackbone`.
         plan (str, optional): See `BottleneckBackbone`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
+        **unused: As of `LAUDResNet`.
 
     Raises:
         ValueError: For an argument out of its range, with the field's name.
@@ -87,7 +89,9 @@ class LAUDRegNet(BottleneckBackbone):
                  spatial_granularity: int | Sequence[int] = (4, 4, 2, 1),
                  channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
                  masker: dict | None = None, se_pool: str = 'computed', execution: str = 'auto',
-                 plan: str | None = None, init_cfg: dict | list[dict] | None = None):
+                 plan: str | None = None, init_cfg: dict | list[dict] | None = None,
+                 **unused: Any):
+        init_cfg = check_unused(type(self).__name__, unused, init_cfg)
         masker = masker_settings(masker)
         shapes = regnet_shapes(arch, paradigm, spatial_granularity, channel_granularity,
                                masker['channel'], masker['reduction'])

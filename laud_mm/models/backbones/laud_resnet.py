@@ -1,5 +1,7 @@
 """LAUD-ResNet: a ResNet whose blocks decide per image what to compute."""
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from mmengine.model import Sequential
@@ -10,7 +12,7 @@ from laud_mm.registry import MODELS
 from laud_mm.specs import OpSpec, Size, resnet_shapes, resnet_stem_specs
 from laud_mm.specs.arguments import Paradigm
 
-from .base import check_conv_cfg, check_norm_cfg
+from .base import check_conv_cfg, check_norm_cfg, check_unused
 from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, masker_settings
 
 
@@ -24,6 +26,11 @@ class LAUDBottleneck(DynamicBottleneck):
 
     def layers(self) -> tuple:
         return (self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)
+
+    # As mmdet and mmpretrain call them.
+    norm1 = property(lambda self: self.bn1)
+    norm2 = property(lambda self: self.bn2)
+    norm3 = property(lambda self: self.bn3)
 
     def shortcut(self) -> nn.Sequential | None:
         return self.downsample
@@ -49,6 +56,8 @@ class LAUDResNet(BottleneckBackbone):
         dilations (Sequence[int]): Dilation of each stage.
         out_indices (Sequence[int]): Stages whose outputs are returned.
         style (str): 'pytorch' puts a block's stride in the 3x3 convolution, 'caffe' in the first.
+        deep_stem (bool): Three 3x3 convolutions in place of the stem's 7x7 one (ResNet-C).
+        avg_down (bool): Shortcuts take their stride in an average pool (ResNet-D).
         frozen_stages (int): Stem (0) and stages up to this one are frozen; -1: none.
             Maskers of frozen stages train unless a checkpoint brought their weights.
         conv_cfg (dict, optional): Convolutions; plain ones only.
@@ -68,6 +77,8 @@ class LAUDResNet(BottleneckBackbone):
         execution (str): 'auto', 'masked' or 'skipping', see `LAUDBackbone`.
         plan (str, optional): See `BottleneckBackbone`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
+        **unused: Arguments of mmdet's and mmpretrain's classes that are not supported, where
+            they ask for nothing: `dcn=None`, `plugins=None`; `pretrained`, see `check_unused`.
 
     Raises:
         ValueError: For an argument out of its range, with the field's name.
@@ -84,7 +95,8 @@ class LAUDResNet(BottleneckBackbone):
                  base_channels: int = 64, num_stages: int = 4,
                  strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
                  out_indices: Sequence[int] = (0, 1, 2, 3), style: str = 'pytorch',
-                 frozen_stages: int = -1, conv_cfg: dict | None = None,
+                 deep_stem: bool = False, avg_down: bool = False, frozen_stages: int = -1,
+                 conv_cfg: dict | None = None,
                  norm_cfg: dict = dict(type='BN', requires_grad=True), norm_eval: bool = False,
                  with_cp: bool = False, zero_init_residual: bool = True,
                  paradigm: Paradigm = 'layer',
@@ -92,38 +104,56 @@ class LAUDResNet(BottleneckBackbone):
                  channel_granularity: int | Sequence[int] = (2, 2, 2, 2),
                  masker: dict | None = None, mask_before_norm: bool = False,
                  execution: str = 'auto', plan: str | None = None,
-                 init_cfg: dict | list[dict] | None = None):
+                 init_cfg: dict | list[dict] | None = None, **unused: Any):
+        init_cfg = check_unused(type(self).__name__, unused, init_cfg)
         masker = masker_settings(masker)
         stem_channels = stem_channels or base_channels
         shapes = resnet_shapes(
             depth, base_channels, stem_channels, num_stages, strides, dilations, style, paradigm,
             spatial_granularity, channel_granularity, masker['channel'], masker['reduction'],
-            mask_before_norm)
+            mask_before_norm, avg_down)
         super().__init__(out_indices, num_stages, frozen_stages, norm_eval, execution,
                          zero_init_residual, init_cfg, plan)
         self.depth, self.in_channels, self.stem_channels = depth, in_channels, stem_channels
         norm_cfg, conv_cfg = check_norm_cfg(norm_cfg), check_conv_cfg(conv_cfg)
 
-        self.conv1 = build_conv_layer(conv_cfg, in_channels, stem_channels, 7, stride=2,
-                                      padding=3, bias=False)
-        self.bn1 = build_norm_layer(norm_cfg, stem_channels)[1]
-        self.relu = nn.ReLU()
+        self.deep_stem = deep_stem
+
+        def layer(op):
+            return (build_conv_layer(conv_cfg, op.in_channels, op.out_channels, op.kernel_size,
+                                     stride=op.stride, padding=op.kernel_size // 2, bias=False),
+                    build_norm_layer(norm_cfg, op.out_channels)[1], nn.ReLU())
+
+        convs = [layer(op) for op in self.stem_specs((1, 1)) if op.kind == 'conv']
+        if deep_stem:
+            self.stem = nn.Sequential(*chain.from_iterable(convs))
+        else:
+            self.conv1, self.bn1, self.relu = convs[0]
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         for stage, stage_shapes in enumerate(shapes):
             self.add_module(f'layer{stage + 1}', Sequential(*make_blocks(
                 LAUDBottleneck, stage_shapes, conv_cfg, norm_cfg, with_cp, masker['noise'])))
         self._freeze()
 
+    norm1 = property(lambda self: self.bn1)
+
     def call_stem(self, x: Tensor) -> Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for module in self.stem_modules():
+            x = module(x)
+        return x
 
     def stem_layers(self) -> list:
+        if self.deep_stem:
+            return list(zip(self.stem[::3], self.stem[1::3]))
         return [(self.conv1, self.bn1)]
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
-        return resnet_stem_specs(image_size, self.in_channels, self.stem_channels)
+        return resnet_stem_specs(image_size, self.in_channels, self.stem_channels,
+                                 self.deep_stem)
 
     def stem_modules(self) -> Sequence[nn.Module]:
+        if self.deep_stem:
+            return self.stem, self.maxpool
         return self.conv1, self.bn1, self.relu, self.maxpool
 
     def stages(self) -> list:

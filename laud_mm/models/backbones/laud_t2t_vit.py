@@ -30,7 +30,7 @@ from laud_mm.specs import (
 from laud_mm.specs.arguments import Paradigm, check_choice, check_fraction, check_positive_int
 from laud_mm.weights.transformer import adapt_mmpretrain
 
-from .base import LAUDBackbone
+from .base import LAUDBackbone, check_unused
 from .block import DynamicBlock
 from .tokens_to_token import Attention, Mlp, TokensToToken
 
@@ -117,6 +117,7 @@ class LAUDT2TViT(LAUDBackbone):
         noise (bool): Gumbel noise in training.
         execution (str): 'auto', 'masked' or 'skipping', see `LAUDBackbone`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
+        **unused: As of `LAUDResNet`.
 
     Raises:
         ValueError: For an argument out of its range, with the field's name.
@@ -135,7 +136,9 @@ class LAUDT2TViT(LAUDBackbone):
                  frozen_stages: int = -1, qkv_bias: bool = False, drop_rate: float = 0.,
                  attn_drop_rate: float = 0., drop_path_rate: float = 0., with_cp: bool = False,
                  paradigm: Paradigm = 'layer', noise: bool = True,
-                 execution: str = 'auto', init_cfg: dict | list[dict] | None = None):
+                 execution: str = 'auto', init_cfg: dict | list[dict] | None = None,
+                 **unused: Any):
+        init_cfg = check_unused(type(self).__name__, unused, init_cfg)
         shapes = t2t_vit_shapes(arch, paradigm)
         depth, dims = len(shapes), shapes[0].embed_dims
         out_indices = (out_indices,) if isinstance(out_indices, int) else out_indices

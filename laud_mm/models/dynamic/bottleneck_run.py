@@ -181,7 +181,7 @@ def _conv1x1_positions(run, step):
         conv = run.weights.shortcut
         # Where nothing is computed the output is relu(shortcut); the map is ours to write.
         run.identity = run.out = ops.conv1x1_positions(
-            run.x, None, None, conv.weight, conv.bias, step.op.stride, False, packed=conv.packed)
+            run.identity, None, None, conv.weight, conv.bias, step.op.stride, False, packed=conv.packed)
         return
     conv = run.weights.conv1
     run.y = ops.conv1x1_positions(
@@ -273,7 +273,7 @@ def _keep_channels(run, step):
 def _conv_dense(run, step):
     op, part = step.op, step.part
     conv = run.weights.named(part)
-    source = run.x if part in ('conv1', 'downsample') else run.y
+    source = run.identity if part == 'downsample' else run.x if part == 'conv1' else run.y
     y = F.conv2d(source, conv.weight, conv.bias, op.stride,
                  op.kernel_size // 2 * op.dilation, op.dilation, op.groups)
     if part == 'downsample':
@@ -294,6 +294,12 @@ def _relu(run, step):
 def _maxpool(run, step):
     run.y = F.max_pool2d(run.y, step.op.kernel_size, step.op.stride,
                                    step.op.kernel_size // 2)
+
+
+@runs('avgpool')
+def _avgpool(run, step):
+    run.identity = F.avg_pool2d(run.identity, step.op.kernel_size, ceil_mode=True,
+                                count_include_pad=False)
 
 
 @runs('mask_channels')

@@ -21,8 +21,9 @@ class FoldCache:
     replaced, moved, or written in place; steps of any optimizer. Of what leaves none, writes
     to whole tensors on the CPU are seen (through `Tensor.data`, or NumPy), because a few values
     of each are compared; writes of single values, and on a GPU, where comparing would wait for
-    it, are not, before `clear()`, which `train()` and `eval()` call. While gradients are recorded nothing is cached: the fold is part of the
-    graph. Threads may share it: what is kept is swapped as one.
+    it, are not, before `clear()`, which `train()` and `eval()` call. While gradients are
+    recorded nothing is cached: the fold is part of the graph. Threads may share it: what is
+    kept is swapped as one.
     """
 
     def __init__(self) -> None:

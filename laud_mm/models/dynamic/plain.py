@@ -31,7 +31,12 @@ FORWARD_MODE = 'forward-mode derivatives are taken'
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 _hooks = itemgetter(*_HOOKS)
 _state = itemgetter(*_HOOKS, '_parameters', '_buffers', '_modules', 'training')
-_conv_settings = itemgetter('stride', 'padding', 'dilation', 'groups', 'padding_mode')
+_SETTINGS: dict[type, Callable] = {
+    nn.Conv2d: itemgetter('stride', 'padding', 'dilation', 'groups', 'padding_mode'),
+    nn.MaxPool2d: itemgetter('kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode',
+                             'return_indices'),
+    nn.AvgPool2d: itemgetter('kernel_size', 'stride', 'padding', 'ceil_mode',
+                             'count_include_pad', 'divisor_override')}
 _version = attrgetter('_version')
 _SAMPLE = 4  # neighbouring values of a tensor that are looked at again
 
@@ -55,17 +60,22 @@ def is_hooked(module: nn.Module) -> bool:
     return any(_hooks(module.__dict__)) or bool(_global_hooks())
 
 
-def conv_settings(conv: nn.Module) -> tuple | None:
-    """What a convolution computes besides its weights: strides, padding, sizes; None: unknown."""
-    if type(conv) is not nn.Conv2d:
+def settings(module: nn.Module) -> tuple | None:
+    """What a convolution or pool computes besides its weights: strides, sizes; None: unknown."""
+    if type(module) not in _SETTINGS:
         return None
-    weight = conv._parameters.get('weight')
-    return None if weight is None else (*_conv_settings(conv.__dict__), tuple(weight.shape))
+    own = _SETTINGS[type(module)](module.__dict__)
+    if type(module) is not nn.Conv2d:
+        return own
+    weight = module._parameters.get('weight')
+    return None if weight is None else (*own, tuple(weight.shape))
 
 
 def op_settings(op: OpSpec) -> tuple:
-    """`conv_settings` of a plain convolution as its spec says, padded to the same size."""
+    """`settings` of a plain convolution or max pool as its spec says, padded to the same size."""
     kernel = op.kernel_size
+    if op.kind == 'pool':
+        return kernel, op.stride, kernel // 2, 1, False, False
     return ((op.stride,) * 2, (kernel // 2,) * 2, (1, 1), 1, 'zeros',
             (op.out_channels, op.in_channels, kernel, kernel))
 
@@ -192,8 +202,8 @@ _eps = itemgetter('eps')
 
 
 def _settings_of(module) -> tuple[Callable, ...]:
-    if type(module) is nn.Conv2d:
-        return (_conv_settings,)
+    if type(module) in _SETTINGS:
+        return (_SETTINGS[type(module)],)
     return (_eps,) if is_norm(module) else ()
 
 
