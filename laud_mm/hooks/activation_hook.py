@@ -1,12 +1,12 @@
 """ActivationHook: temperature and activation loss for any detector or classifier."""
 import math
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch import nn
 
-from laud_mm.models.dynamic import ActivationCost
 from laud_mm.models.find import find_backbone, unwrap
 from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs.arguments import check_choice
@@ -102,12 +102,13 @@ class ActivationHook(Hook):
         if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
             raise ValueError(f'interval must be a positive int, got {interval!r}')
         self.interval, self.backbone = interval, backbone
-        self._backbone = self._cost = self._fraction = None
+        self._backbone: Any = None
+        self._cost = self._fraction = None
         self._handles: list = []
         self._records: list = []
         self._progress = 0.0
 
-    def attach(self, model: nn.Module) -> None:
+    def attach(self, model: nn.Module) -> Detach:
         """Add the activation loss to what a model returns in `mode='loss'`.
 
         Args:
@@ -166,7 +167,7 @@ class ActivationHook(Hook):
         if not self._records:
             raise RuntimeError('the backbone of ActivationHook must run in the forward pass of '
                                f'the loss, {type(model).__name__} ran it in none')
-        cost = ActivationCost.together([record.cost() for record in self._records])
+        cost = [record.cost() for record in self._records][0].together([record.cost() for record in self._records])
         self._records = []
         loss, self._fraction = self.loss(cost, self._progress)
         self._cost = cost

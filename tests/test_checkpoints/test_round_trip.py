@@ -104,7 +104,7 @@ def _without(key):
 @pytest.mark.parametrize('spoil, message', [
     (_without('layer3.2.conv2.weight'), '1 missing: layer3.2.conv2.weight'),
     (_without('layer1.1.masker.layer.conv.bias'), '1 missing: layer1.1.masker.layer.conv.b'),
-    (lambda w: w.update({'layer1.0.downsample.2.weight': torch.zeros(1)}), '1 of .* keys are not'),
+    (lambda w: w.update({'layer1.0.downsample.3.weight': torch.zeros(1)}), '1 of .* keys are not'),
     (lambda w: w.update({'layer3.9.conv1.weight': torch.zeros(1)}), '1 unexpected: layer3.9.conv1'),
     (lambda w: w.update({'bn1.weight': torch.zeros(3)}),
      r'1 mismatched: bn1.weight \(3,\) for \(8,\)'),

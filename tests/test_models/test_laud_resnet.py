@@ -68,7 +68,7 @@ def test_variants_load_the_frameworks_weights(framework, kwargs, tmp_path):
     done = convert_file('mmpretrain', tmp_path / 'theirs.pth', tmp_path / 'ours.pth')
     assert set(done.state_dict) == {k for k in ours.state_dict() if '.masker.' not in k}
     back = convert_file('laud', tmp_path / 'ours.pth', tmp_path / 'back.pth', target='mmpretrain')
-    if framework == 'mmpretrain':
+    if framework == 'mmpretrain' and 'strides' not in kwargs:  # which no weights tell
         assert {k.removeprefix('backbone.') for k in back.state_dict} == set(theirs.state_dict())
 
 

@@ -81,6 +81,8 @@ class LAUDRegNet(BottleneckBackbone):
         [(1, 48, 16, 16), (1, 104, 8, 8), (1, 208, 4, 4), (1, 440, 2, 2)]
     """
 
+    stem: nn.Sequential
+
     def __init__(self, arch: str | dict, in_channels: int = 3,
                  out_indices: Sequence[int] = (0, 1, 2, 3), frozen_stages: int = -1,
                  conv_cfg: dict | None = None, norm_cfg: dict = dict(type='BN', requires_grad=True),
@@ -123,7 +125,7 @@ class LAUDRegNet(BottleneckBackbone):
         return self.stem(x)
 
     def stem_layers(self) -> list:
-        return [tuple(self.stem[:2])]
+        return [tuple(self.stem)[:2]]
 
     def stem_modules(self) -> Sequence[nn.Module]:
         return (self.stem,)

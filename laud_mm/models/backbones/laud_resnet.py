@@ -27,10 +27,20 @@ class LAUDBottleneck(DynamicBottleneck):
     def layers(self) -> tuple:
         return (self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)
 
-    # As mmdet and mmpretrain call them.
-    norm1 = property(lambda self: self.bn1)
-    norm2 = property(lambda self: self.bn2)
-    norm3 = property(lambda self: self.bn3)
+    @property
+    def norm1(self) -> nn.Module:
+        """The first norm, as mmdet and mmpretrain call it."""
+        return self.bn1
+
+    @property
+    def norm2(self) -> nn.Module:
+        """The second norm."""
+        return self.bn2
+
+    @property
+    def norm3(self) -> nn.Module:
+        """The third norm."""
+        return self.bn3
 
     def shortcut(self) -> nn.Sequential | None:
         return self.downsample
@@ -91,6 +101,8 @@ class LAUDResNet(BottleneckBackbone):
         [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
     """
 
+    stem: nn.Sequential
+
     def __init__(self, depth: int, in_channels: int = 3, stem_channels: int | None = None,
                  base_channels: int = 64, num_stages: int = 4,
                  strides: Sequence[int] = (1, 2, 2, 2), dilations: Sequence[int] = (1, 1, 1, 1),
@@ -135,7 +147,10 @@ class LAUDResNet(BottleneckBackbone):
                 LAUDBottleneck, stage_shapes, conv_cfg, norm_cfg, with_cp, masker['noise'])))
         self._freeze()
 
-    norm1 = property(lambda self: self.bn1)
+    @property
+    def norm1(self) -> nn.Module:
+        """The norm of the plain stem, as mmdet and mmpretrain call it."""
+        return self.bn1
 
     def call_stem(self, x: Tensor) -> Tensor:
         for module in self.stem_modules():
@@ -144,7 +159,8 @@ class LAUDResNet(BottleneckBackbone):
 
     def stem_layers(self) -> list:
         if self.deep_stem:
-            return list(zip(self.stem[::3], self.stem[1::3]))
+            layers = list(self.stem)
+            return list(zip(layers[::3], layers[1::3]))
         return [(self.conv1, self.bn1)]
 
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:

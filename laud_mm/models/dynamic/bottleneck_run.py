@@ -298,8 +298,8 @@ def _maxpool(run, step):
 
 @runs('avgpool')
 def _avgpool(run, step):
-    run.identity = F.avg_pool2d(run.identity, step.op.kernel_size, ceil_mode=True,
-                                count_include_pad=False)
+    y = F.avg_pool2d(run.identity, step.op.kernel_size, ceil_mode=True, count_include_pad=False)
+    run.identity = y.contiguous(memory_format=torch.channels_last)  # an empty one is not
 
 
 @runs('mask_channels')

@@ -131,7 +131,7 @@ class ActivationCost:
         for cost, n in zip(costs, images):
             each = cost.block_flops.new_tensor(cost.static_block_flops)
             static.append(each[:, None].expand(-1, n))
-            stems.append(cost.block_flops.new_full((n,), cost.stem_flops))
+            stems.append(each.new_tensor(cost.stem_flops).expand(n))
         rates = tuple(_rates_together(own, images, static[0])
                       for own in zip(*(c.block_rates for c in costs)))
         decisions = tuple(own[0].together(own) for own in zip(*(c.decisions for c in costs)))
