@@ -167,7 +167,8 @@ class ActivationHook(Hook):
         if not self._records:
             raise RuntimeError('the backbone of ActivationHook must run in the forward pass of '
                                f'the loss, {type(model).__name__} ran it in none')
-        cost = [record.cost() for record in self._records][0].together([record.cost() for record in self._records])
+        costs = [record.cost() for record in self._records]
+        cost = costs[0].together(costs)
         self._records = []
         loss, self._fraction = self.loss(cost, self._progress)
         self._cost = cost

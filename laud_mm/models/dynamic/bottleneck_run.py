@@ -181,7 +181,8 @@ def _conv1x1_positions(run, step):
         conv = run.weights.shortcut
         # Where nothing is computed the output is relu(shortcut); the map is ours to write.
         run.identity = run.out = ops.conv1x1_positions(
-            run.identity, None, None, conv.weight, conv.bias, step.op.stride, False, packed=conv.packed)
+            run.identity, None, None, conv.weight, conv.bias, step.op.stride, False,
+            packed=conv.packed)
         return
     conv = run.weights.conv1
     run.y = ops.conv1x1_positions(
