@@ -50,6 +50,7 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
     if not (isinstance(num_stages, int) and 1 <= num_stages <= 4):
         raise ValueError(f'num_stages must be an int from 1 to 4, got {num_stages!r}')
     check_choice('style', style, ('pytorch', 'caffe'))
+    check_choice('avg_down', avg_down, (True, False))
     strides = per_stage('strides', strides, num_stages, of=4)
     dilations = per_stage('dilations', dilations, num_stages, of=4)
     deciding = stage_paradigms(num_stages, paradigm, spatial_granularity, channel_granularity,

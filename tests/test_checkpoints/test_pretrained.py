@@ -1,9 +1,11 @@
 """From an ImageNet checkpoint to a detector's backbone: what fits loads, what does not is named."""
 import pytest
 import torch
+from mmengine.model import PretrainedInit
 
 from laud_mm.checkpoints import CheckpointError, load_pretrained
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet
+from laud_mm.weights import load_state_dict, save_state_dict
 
 from ..conftest import TINY_REGNET
 
@@ -98,3 +100,51 @@ def test_counters_of_norms_may_be_missing_as_in_old_checkpoints(classifier):
 def test_a_wrong_prefix_is_explained(classifier, prefix, advice):
     with pytest.raises(CheckpointError, match=advice):
         start(classifier(resnet()), prefix)
+
+
+def averaged(weights):
+    return dict({f'module.{k}': v for k, v in weights.items()}, steps=torch.tensor(7))
+
+
+def prefixed(prefix):
+    return lambda weights: {prefix + k: v for k, v in weights.items()}
+
+
+WRAPPINGS = dict(
+    plain=dict, state_dict=lambda w: dict(state_dict=w, epoch=3), model=lambda w: dict(model=w),
+    model_state_dict=lambda w: dict(model_state_dict=w), ema=lambda w: dict(state_dict_ema=w),
+    average=averaged, ddp=prefixed('module.'), compiled=prefixed('_orig_mod.'),
+    compiled_in_ddp=prefixed('module._orig_mod.'), ddp_in_compiled=prefixed('_orig_mod.module.'),
+    fsdp=prefixed('_fsdp_wrapped_module.'), average_in_runner=lambda w: dict(ema=averaged(w)))
+
+
+@pytest.mark.parametrize('wrap', WRAPPINGS.values(), ids=WRAPPINGS)
+def test_both_readers_unwrap(tmp_path, wrap):
+    source, path = resnet(), str(tmp_path / 'net.pth')
+    torch.save(wrap(source.state_dict()), path)
+    read, own = load_state_dict(path), start(path, None).state_dict()
+    for key, value in source.state_dict().items():
+        assert torch.equal(read[key], value) and torch.equal(own[key], value)
+
+
+def test_safetensors_are_a_start(tmp_path):
+    pytest.importorskip('safetensors')
+    source, path = resnet(), str(tmp_path / 'net.safetensors')
+    save_state_dict({f'backbone.{k}': v for k, v in source.state_dict().items()}, path)
+    own = start(path).state_dict()
+    assert all(torch.equal(own[k], v) for k, v in source.state_dict().items())
+
+
+@pytest.mark.parametrize('kind', ['Pretrained', PretrainedInit], ids=['string', 'class'])
+def test_a_missing_stage_is_refused_however_the_type_is_given(classifier, kind):
+    def lose_a_stage(weights):
+        for key in [k for k in weights if '.layer3.' in k]:
+            del weights[key]
+
+    path = classifier(resnet(), lose_a_stage)
+    net = resnet(init_cfg=dict(type=kind, checkpoint=path, prefix='backbone.'))
+    with pytest.raises(CheckpointError, match='missing from the checkpoint.*\n.*layer3.0.conv1'):
+        net.init_weights()
+    net = resnet(init_cfg=[dict(type=kind, checkpoint=classifier(resnet()), prefix='backbone.')])
+    net.init_weights()
+    assert all(m.loaded for m in net.maskers())

@@ -26,7 +26,8 @@ COMMON = dict(
     norm_cfg=(st.just(dict(type='BN')), st.sampled_from([dict(type='GN'), dict(), 'BN'])),
     conv_cfg=(st.sampled_from([None, dict(type='Conv')]), st.just(dict(type='DCNv2'))))
 RESNET = dict(COMMON, depth=(st.just(50), st.sampled_from([18, 51, 'x'])),
-              style=(st.sampled_from(['pytorch', 'caffe']), st.just('tensorflow')))
+              style=(st.sampled_from(['pytorch', 'caffe']), st.just('tensorflow')),
+              deep_stem=(st.booleans(), st.just('x')), avg_down=(st.booleans(), st.just(2)))
 REGNET = dict(COMMON, arch=(st.just(TINY_REGNET), st.just('regnety_1mf')),
               se_pool=(st.just('computed'), st.just('none')))
 T2T = dict(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from laud_mm.models.dynamic import SqueezeExcitation
 from laud_mm.registry import MODELS
 from laud_mm.specs import OpSpec, Size, resnet_shapes, resnet_stem_specs
-from laud_mm.specs.arguments import Paradigm
+from laud_mm.specs.arguments import Paradigm, check_choice
 
 from .base import check_conv_cfg, check_norm_cfg, check_unused
 from .bottleneck import BottleneckBackbone, DynamicBottleneck, make_blocks, masker_settings
@@ -129,7 +129,7 @@ class LAUDResNet(BottleneckBackbone):
         self.depth, self.in_channels, self.stem_channels = depth, in_channels, stem_channels
         norm_cfg, conv_cfg = check_norm_cfg(norm_cfg), check_conv_cfg(conv_cfg)
 
-        self.deep_stem = deep_stem
+        self.deep_stem = check_choice('deep_stem', deep_stem, (True, False))
 
         def layer(op):
             return (build_conv_layer(conv_cfg, op.in_channels, op.out_channels, op.kernel_size,
