@@ -1,5 +1,5 @@
 """Operations of dynamic execution, each with a plain-PyTorch reference."""
-from . import library
+from . import flops, library
 from .excite import excite_patches_
 from .library import OPERATIONS, has_kernel, use_references
 from .maskers import masker_conv1x1, patch_mask, position_means
@@ -15,6 +15,7 @@ from .tokens import gather_tokens, scatter_add_tokens_
 from .units import active_patches, compact, halo_positions, patch_positions
 
 library.load()
+flops.register()
 
 __all__ = [*OPERATIONS, 'OPERATIONS', 'active_patches', 'has_kernel', 'patch_positions',
            'slice_ready', 'use_references']

@@ -9,10 +9,12 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 from mmcv.cnn import fuse_conv_bn
+from mmengine.analysis import get_model_complexity_info
 from mmengine.model import ExponentialMovingAverage
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models._utils import IntermediateLayerGetter
 
 from laud_mm.models.backbones import LAUDT2TViT
@@ -602,3 +604,117 @@ def test_nan_goes_in_and_comes_out(make_net, arch, kwargs):
 
 def test_t2t_position_embeddings_survive_copies(make_net):
     assert isinstance(copy.deepcopy(make_net(TINY_T2T)), LAUDT2TViT)
+
+
+# Class activation maps, FLOP counters, meta tensors, evaluation with gradients.
+
+def activation_map(net, x, head, **execution):
+    """Grad-CAM at the last norm, as mmpretrain's `vis_cam` picks it by default."""
+    kept = []
+    norms = [m for m in net.modules() if isinstance(m, (nn.BatchNorm2d, nn.LayerNorm))]
+    layer = norms[-3] if isinstance(net, LAUDT2TViT) else norms[-1]
+    handle = layer.register_forward_hook(lambda module, args, y: kept.append(y))
+    with net.executing(**execution):
+        score = (net(x)[-1].flatten(1) @ head).sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, kept)
+    dims = (2, 3) if gradient.dim() == 4 else (1,)
+    return (kept[0] * gradient.mean(dims, keepdim=True)).sum(1 if gradient.dim() == 4 else 2)
+
+
+@pytest.mark.filterwarnings('ignore:.*(computed module by module|gradients on)')
+@NETS
+def test_a_class_activation_map_is_the_masked_nets(make_net, arch, kwargs):
+    net, x = make_net(arch, **kwargs), images()
+    with torch.no_grad():
+        head = torch.randn(net(x)[-1].flatten(1).shape[1])
+    torch.manual_seed(0)
+    skipping = activation_map(net, x, head)
+    masked = activation_map(net, x, head, mode='masked')
+    assert skipping.abs().max() > 0
+    assert_close(skipping, masked, rtol=1e-3, atol=1e-4 * float(masked.abs().max()))
+
+
+@pytest.mark.filterwarnings('ignore:.*computed module by module')
+@NETS
+def test_complexity_is_counted(make_net, arch, kwargs):
+    net = make_net(arch, **kwargs)
+    counted = get_model_complexity_info(net, (3, 64, 64), show_table=False, show_arch=False)
+    static = net.op_specs((64, 64)).static_flops
+    assert static <= counted['flops'] <= 1.25 * static  # it counts norms and maskers too
+
+
+@NETS
+@pytest.mark.parametrize('rate', [1.0, 0.5])
+def test_torchs_counter_sees_what_operations_multiply(make_net, arch, kwargs, rate):
+    net, x = make_net(arch, **kwargs), images(batch=1)
+
+    def count(**execution):
+        with FlopCounterMode(display=False) as counter:
+            run(net, x, rate, **execution)
+        return counter.get_total_flops() / 2
+
+    masked, skipping = count(mode='masked'), count(mode='skipping')
+    logits = masked - count(static=True)  # maskers have two logits per unit, kernels one
+    if rate == 1 or kwargs['paradigm'] is None:
+        assert masked - logits <= skipping <= masked
+        return
+    assert skipping < masked - logits
+    if arch == 50 and kwargs in (dict(paradigm='layer'), dict(paradigm='channel')):
+        assert count() == pytest.approx(float(net.record.cost().flops), rel=0.01)
+
+
+@pytest.mark.filterwarnings('ignore:.*computed module by module')
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+@NETS
+def test_meta_tensors_pass_under_autocast(make_net, arch, kwargs, dtype):
+    net, x = make_net(arch, **kwargs), images()
+    shapes = [y.shape for y in run(net, x)]
+    net, x = net.to('meta'), x.to('meta')
+    for mode in (True, False):
+        with torch.no_grad(), torch.autocast('cpu', dtype=dtype):
+            assert [y.shape for y in net.train(mode)(x)] == shapes
+
+
+@NETS
+def test_skipping_with_gradients_on_is_warned_of_once(make_net, arch, kwargs):
+    net, x = make_net(arch, **kwargs), images()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        with torch.no_grad():
+            net(x)
+        with torch.inference_mode():
+            net(x)
+        net.train()(x)
+        net.eval()
+        with net.executing(mode='masked'):
+            net(x)
+    if kwargs['paradigm'] is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            net(x)
+        return
+    with pytest.warns(UserWarning, match=f'{type(net).__name__} evaluates with gradients on'):
+        net(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        net(x)
+
+
+@pytest.mark.parametrize('masker', ['mlp', 'linear', 'conv_linear'])
+@pytest.mark.parametrize('paradigm', ['channel', 'both', 'layer+channel'])
+def test_one_group_of_channels_per_block(make_net, masker, paradigm):
+    net = make_net(50, paradigm=paradigm, channel_granularity=(8, 16, 32, 64),
+                   masker=dict(channel=masker))
+    x = images()
+    net.train()(x)
+    net.eval()
+    for rate in (0.0, 0.5, 1.0):
+        torch.manual_seed(0)
+        expected = run(net, x, rate, mode='masked')
+        torch.manual_seed(0)
+        assert_close(run(net, x, rate), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():  # and as it decides itself
+        decided = net(x)
+        with net.executing(mode='masked'):
+            assert_close(decided, net(x), rtol=1e-4, atol=1e-4)

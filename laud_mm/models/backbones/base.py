@@ -156,7 +156,7 @@ class LAUDBackbone(BaseModule):
                 if index in self.out_indices:
                     outputs.append(self.format_output(y, index, image_size))
         self.record = record
-        own.warn()
+        own.warn(self)
         return tuple(match_format(y, x) for y in outputs)
 
     def init_weights(self):

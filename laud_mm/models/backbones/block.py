@@ -12,10 +12,9 @@ from torch.utils import checkpoint
 from laud_mm import ops
 from laud_mm.models.dynamic import Execution, FoldCache, ForwardPass, current_pass, run_program
 from laud_mm.models.dynamic.plain import (
-    FORWARD_MODE,
-    differentiating_forward,
     inside,
     is_hooked,
+    why_no_operations,
     why_not_plain,
 )
 from laud_mm.specs import Case, Program, Size, Work
@@ -121,8 +120,7 @@ class DynamicBlock(BaseModule):
     def _forward(self, x: Tensor, own: ForwardPass) -> tuple[Tensor, Any]:
         if not own.masked:
             weights, reason = self.weights()
-            if reason is None and differentiating_forward():
-                reason = FORWARD_MODE
+            reason = reason or why_no_operations(x)
             if reason is None:
                 owned = self.owns_input and own.unseen is x and not is_hooked(self)
                 return run_program(self, x, own.execution, weights, owned)

@@ -18,10 +18,9 @@ from laud_mm.models.dynamic import (
     run_steps,
 )
 from laud_mm.models.dynamic.plain import (
-    FORWARD_MODE,
-    differentiating_forward,
     op_settings,
     settings,
+    why_no_operations,
     why_not_plain,
 )
 from laud_mm.models.dynamic.work import bottleneck_work
@@ -178,8 +177,7 @@ class BottleneckBackbone(LAUDBackbone):
             return self.call_stem(x)
         convs, reason = self._stem_fold.get(self.stem_modules(), self._fold_stem,
                                             self._why_stem_is_not_plain)
-        if reason is None and differentiating_forward():
-            reason = FORWARD_MODE
+        reason = reason or why_no_operations(x)
         if reason is not None:
             own.note(self, 'the stem', reason)
             return self.call_stem(x)

@@ -7,6 +7,7 @@ from mmengine.model import BaseModule
 from torch import nn
 
 from laud_mm.models.dynamic.plain import plain
+from laud_mm.models.dynamic.precision import no_autocast
 from laud_mm.models.dynamic.transformer import attend
 from laud_mm.specs.arguments import check_choice
 from laud_mm.specs.t2t_vit import SOFT_SPLITS, T2T_TYPES
@@ -109,7 +110,7 @@ class Performer(nn.Module):
     def _attend(self, k, q, v):
         # The exponents overflow in half precision.
         wide = torch.promote_types(v.dtype, torch.float32)
-        with torch.autocast(v.device.type, enabled=False):
+        with no_autocast(v.device):
             k, q, v, w = (t.to(wide) for t in (k, q, v, self.w))
             k, q = (torch.exp(F.linear(t, w) - t.square().sum(-1, keepdim=True) / 2)
                     / math.sqrt(len(w)) for t in (k, q))

@@ -17,7 +17,7 @@ from laud_mm.specs.bottleneck import MASKS
 
 from .decision import Decision, expand_patches
 from .folding import FoldedBottleneck, FoldedConv
-from .maskers import no_autocast
+from .precision import no_autocast
 from .run_table import runs
 from .slicing import slice_channels
 
@@ -136,7 +136,7 @@ class StemRun:
 def _decide(run, step):
     name = step.kind.removesuffix('_masker')
     masker = getattr(run.block.masker, name)
-    with no_autocast(run.x):
+    with no_autocast(run.x.device):
         mask = masker.decide_by(run.x, *run.weights.maskers[name])
     run.masks[MASKS[name]] = mask.flatten(1) if name == 'layer' else mask
 

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from laud_mm.specs.arguments import check_choice
@@ -79,18 +80,32 @@ class ForwardPass:
 
     def note(self, module: Any, name: str, reason: str) -> None:
         """Note that a block, or the stem, could not skip; once for each reason."""
-        told = module.__dict__.setdefault('_told', set())
-        if reason not in told:
-            told.add(reason)
+        if _is_new(module, reason):
             self.called[name] = reason
 
-    def warn(self) -> None:
-        """Say what was noted."""
+    def warn(self, backbone: Any = None) -> None:
+        """Say what was noted; and once of a backbone, that it skips at the price of gradients."""
+        if (backbone is not None and not self.masked and not self.execution.static
+                and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+                and self.record is not None
+                and any(block.shape.paradigms for block in self.record.blocks)
+                and _is_new(backbone, 'gradients')):
+            warnings.warn(f'{type(backbone).__name__} evaluates with gradients on: skipping then '
+                          'runs without its kernels, slower than the static net; use '
+                          'torch.no_grad() or torch.inference_mode()', stacklevel=3)
         if self.called:
             (name, reason), *others = self.called.items()
             more = f', and {len(others)} more blocks' * bool(others)
             warnings.warn(f'{name} ({reason}){more}: computed module by module, all of it, '
                           'instead of skipping', stacklevel=3)
+
+
+def _is_new(module, reason):
+    """Whether a module has not been warned of something yet."""
+    told = module.__dict__.setdefault('_told', set())
+    new = reason not in told
+    told.add(reason)
+    return new
 
 
 _pass: ContextVar[ForwardPass | None] = ContextVar('laud_mm_pass', default=None)

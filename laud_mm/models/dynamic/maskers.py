@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from laud_mm.specs.bottleneck import MASKS
 
 from .decision import Decision
 from .plain import inside, plain, why_not_plain
+from .precision import no_autocast, own_dtype
 
 
 def gumbel_decide(logit_on: Tensor, logit_off: Tensor, temperature: float, noise: bool = True,
@@ -58,24 +58,10 @@ def global_mean(x):
     return x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def no_autocast(x: Tensor) -> AbstractContextManager:
-    """Maskers' own precision: decisions should not depend on autocast."""
-    if x.device.type == 'meta':
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def own_dtype(layer: Any) -> torch.dtype:
-    """Type of what a layer reads: of its weights, or float32 where they are quantised."""
-    weight = layer.weight
-    return weight.dtype if isinstance(weight, Tensor) else torch.float32
-
-
 def _difference(layer):
     """Weight and bias of logit_on - logit_off, all that counts in evaluation."""
     (on, off), (bias_on, bias_off) = layer.weight.flatten(1).chunk(2), layer.bias.chunk(2)
-    weight = on - off
-    return weight[0] if len(weight) == 1 else weight, bias_on - bias_off
+    return on - off, bias_on - bias_off
 
 
 class Masker(nn.Module):
@@ -111,7 +97,7 @@ class Masker(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mask (N, *units): of 0 and 1 in training, else bool."""
-        with no_autocast(x):
+        with no_autocast(x.device):
             return self.sample(x) if self.training else self.decide(x)
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
@@ -177,7 +163,8 @@ class SpatialMasker(TwoLogitMasker):
         return self.conv(pooled.to(own_dtype(self.conv)))
 
     def difference(self) -> tuple[Tensor, Tensor]:
-        return _difference(self.conv)  # (C,) and (1,)
+        weight, bias = _difference(self.conv)
+        return weight[0], bias  # (C,) and (1,)
 
     def decide_by(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

@@ -27,7 +27,6 @@ _DROPOUTS = {nn.Dropout: 'p', DropPath: 'drop_prob'}
 _PLAIN = {nn.Conv2d, nn.Linear, nn.LayerNorm, nn.Identity, nn.AvgPool2d, nn.MaxPool2d, nn.ReLU,
           nn.Sequential, nn.ModuleDict, nn.ModuleList, Sequential, ModuleDict, ModuleList}
 
-FORWARD_MODE = 'forward-mode derivatives are taken'
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 _hooks = itemgetter(*_HOOKS)
 _state = itemgetter(*_HOOKS, '_parameters', '_buffers', '_modules', 'training')
@@ -121,6 +120,13 @@ def differentiating_forward() -> bool:
     return not torch.compiler.is_compiling() and (
         torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0)
+
+
+def why_no_operations(x: Tensor) -> str | None:
+    """Why operations of ours cannot run on an input, but its modules can; None: they can."""
+    if differentiating_forward():
+        return 'forward-mode derivatives are taken'
+    return 'meta tensors hold no decisions' if x.is_meta else None
 
 
 def _global_dicts() -> list[Any]:

@@ -10,6 +10,7 @@ import torch
 from laud_mm.specs import OpSpec, Rates, Size, dynamic_flops, static_flops
 
 from .decision import Masks
+from .precision import no_autocast
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ActivationRecord:
             ActivationCost: Differentiable where the decisions are.
         """
         # Counts are exact in float32, not in what autocast may choose.
-        with torch.autocast(self.device.type, enabled=False):
+        with no_autocast(self.device):
             return self._cost()
 
     def _cost(self):

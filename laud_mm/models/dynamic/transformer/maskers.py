@@ -5,8 +5,9 @@ from torch import nn
 from laud_mm.specs import TransformerShape
 
 from ..decision import TransformerDecision
-from ..maskers import Masker, MaskerSet, gumbel_decide, no_autocast, own_dtype
+from ..maskers import Masker, MaskerSet, gumbel_decide
 from ..plain import plain
+from ..precision import no_autocast, own_dtype
 
 TOKEN_THRESHOLD = 0.6  # AdaViT's; heads and branches are on above 0.5
 
@@ -44,7 +45,7 @@ class SigmoidMasker(Masker):
 
     def with_logits(self, x):
         """The logits, in the masker's own precision, and the mask that they make."""
-        with no_autocast(x):
+        with no_autocast(x.device):
             logits = self.logits(x)
         if self.training:
             return logits, gumbel_decide(logits, torch.zeros_like(logits), self.temperature,

@@ -1,0 +1,21 @@
+"""The types that maskers compute in."""
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """A layer's own precision: neither decisions nor counts should depend on autocast."""
+    if device.type == 'meta':  # which knows none
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def own_dtype(layer: Any) -> torch.dtype:
+    """Type of what a layer reads: of its weights, or float32 where they are quantised."""
+    weight = layer.weight
+    return weight.dtype if isinstance(weight, Tensor) else torch.float32

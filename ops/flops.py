@@ -1,0 +1,96 @@
+"""What the operations multiply, for torch's FLOP counter.
+
+A multiply-add counts as two, as `torch.utils.flop_counter` has it. Counted is what is listed;
+where lists hold no values (fake or meta tensors), as if all of it were. Winograd's products
+count as those of the convolution that they make.
+"""
+import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from .units import patch_positions
+
+
+def _values(tensor):
+    """A list's values, or None where there are none to read."""
+    readable = type(tensor) is torch.Tensor and tensor.device.type != 'meta'
+    return tensor if readable else None
+
+
+
+def _picked(channel_count, group_size, samples, channels):
+    """(N,) channels of each sample."""
+    counts = None if channel_count is None else _values(channel_count)
+    if counts is None:
+        return torch.full((samples,), channels)
+    return counts.cpu().long() * group_size
+
+
+def _per_sample(index, count, size, granularity, samples):
+    """(N,) positions of the map inside listed patches."""
+    area = size[0] * size[1]
+    if _values(index) is None:
+        return torch.full((samples,), area)
+    flat, inside = patch_positions(index, count, size, granularity)
+    return torch.bincount(flat[inside].cpu() // area, minlength=samples)
+
+
+def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
+                      channel_count=None, group_size=1, packed=None, **kwargs):
+    samples, (outputs, inputs) = len(x), weight.shape[:2]
+    area = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
+    positions = torch.full((samples,), area)
+    if index is not None and _values(index) is not None:
+        positions = torch.bincount(index[:int(count)].cpu() // area, minlength=samples)
+    outputs = _picked(channel_count, group_size, samples, outputs)
+    return 2 * inputs * int((positions * outputs).sum())
+
+
+def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilation=1, groups=1,
+                    channel_index=None, channel_count=None, group_size=1, packed=None,
+                    winograd=False, **kwargs):
+    samples, (outputs, inputs) = len(y), weight.shape[:2]
+    size = tuple((n - 1) // stride + 1 for n in y.shape[-2:])
+    positions = _per_sample(index, count, size, granularity, samples)
+    if channel_count is not None:
+        picked = _picked(channel_count, group_size, samples, outputs)
+        return 2 * 9 * int((positions * picked * picked).sum())
+    return 2 * 9 * int(positions.sum()) * inputs * outputs
+
+
+def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity,
+                         channel_index=None, channel_count=None, group_size=1, packed=None,
+                         **kwargs):
+    samples, (outputs, inputs) = len(out), weight.shape[:2]
+    positions = _per_sample(index, count, out.shape[-2:], granularity, samples)
+    inputs = _picked(channel_count, group_size, samples, inputs)
+    return 2 * outputs * int((positions * inputs).sum())
+
+
+def excite_patches_(rows, index, count, height, width, granularity, weight1, bias1, weight2,
+                    bias2, **kwargs):
+    grid = -(-height // granularity) * -(-width // granularity)
+    samples = -(-len(index) // grid)
+    if _values(index) is not None:
+        samples = len((index[:int(count)] // grid).unique())
+    return 4 * samples * weight1.numel()
+
+
+def patch_mask(x, weight, bias, window, **kwargs):
+    return 2 * len(x) * -(-x.shape[2] // window) * -(-x.shape[3] // window) * x.shape[1]
+
+
+def masker_conv1x1(x, weight, bias, mask_weight, mask_bias, window, packed=None, **kwargs):
+    return (conv1x1_positions(x, None, None, weight, bias)
+            + patch_mask(x, mask_weight, mask_bias, window))
+
+
+FORMULAS = {f.__name__: f for f in (conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
+                                    excite_patches_, patch_mask, masker_conv1x1)}
+
+
+def register():
+    """Enter the formulas into torch's table; twice does no harm."""
+    for name, formula in FORMULAS.items():
+        target = getattr(torch.ops.laud_mm, name)
+        if target not in flop_registry:
+            register_flop_formula(target, get_raw=True)(formula)
