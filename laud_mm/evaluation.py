@@ -1,6 +1,7 @@
 """The table of one evaluation: accuracy, backbone FLOPs and latency, averaged over the set."""
 from pathlib import Path
 
+from laud_mm.specs.arguments import type_name
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import markdown_table
 
@@ -15,7 +16,7 @@ def configured_target(cfg):
     """
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
     for hook in hooks:
-        if hook and str(hook.get('type')).split('.')[-1] == 'ActivationHook':
+        if hook and type_name(hook) == 'ActivationHook':
             return hook.get('target', 0.5)
     return None
 
@@ -36,8 +37,16 @@ def accuracy_rows(metrics, note=''):
         if key in metrics:
             rows.append((f'mAP / mAP50 of {of}{note}',
                          f'{metrics[key]:.3f} / {metrics[f"{key}_50"]:.3f}'))
-    return rows or [(f'{name}{note}', f'{value:.4g}') for name, value in metrics.items()
-                    if not name.startswith('backbone_') and isinstance(value, (int, float))]
+    return rows or [(f'{name}{note}', _format(value)) for name, value in metrics.items()
+                    if '/backbone_' not in f'/{name}']
+
+
+def _format(value):
+    if hasattr(value, 'tolist'):  # NumPy's and torch's
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return ', '.join(map(_format, value))
+    return f'{value:.4g}' if isinstance(value, (int, float)) else str(value)
 
 
 def backbone_rows(metrics, target=None):
@@ -50,9 +59,17 @@ def backbone_rows(metrics, target=None):
     Returns:
         list[tuple[str, str]]: Name and value.
     """
-    if 'backbone_flops_g' not in metrics:
-        return []
+    rows = []
+    for key in metrics:
+        place = key.removesuffix('backbone_flops_g')  # named where several backbones ran
+        if place != key:
+            own = {k.removeprefix(place): v for k, v in metrics.items() if k.startswith(place)}
+            rows += [(f'{name} ({place[:-1]})' if place else name, value)
+                     for name, value in _rows_of_one(own, target)]
+    return rows
 
+
+def _rows_of_one(metrics, target):
     def pair(dynamic, static, form):
         return f'{metrics[dynamic]:{form}} / {metrics[static]:{form}}'
 
@@ -92,7 +109,6 @@ def write_results(metrics, folder, about, target=None):
     Returns:
         str: The table.
     """
-    metrics = {k: float(v) for k, v in metrics.items()}
     table = format_rows(accuracy_rows(metrics) + backbone_rows(metrics, target))
     write_json(dict(about, target=target, metrics=metrics), Path(folder, 'results.json'))
     Path(folder, 'results.md').write_text(table + '\n')

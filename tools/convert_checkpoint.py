@@ -7,6 +7,7 @@ import argparse
 import sys
 
 from laud_mm.checkpoints import SOURCES, TARGETS, CheckpointError, convert_file
+from laud_mm.specs import find_backbone_config
 
 
 def parse_args():
@@ -34,7 +35,7 @@ def main():
         backbone = None
         if args.config:
             from laud_mm.utils.run import load_config
-            backbone = load_config(args.config).model.backbone.to_dict()
+            backbone = find_backbone_config(load_config(args.config).get('model'))[1].to_dict()
         done = convert_file(args.source, args.src, args.dst, args.prefix, args.target, backbone,
                             args.trust)
     except (CheckpointError, ValueError, FileNotFoundError) as error:

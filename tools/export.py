@@ -26,6 +26,7 @@ from laud_mm.export import (
     run_torchscript,
 )
 from laud_mm.registry import MODELS
+from laud_mm.specs import configured_size, find_backbone_config
 from laud_mm.utils.run import load_config
 
 EXPORTERS = dict(torchscript=(export_torchscript, run_torchscript), onnx=(export_onnx, run_onnx))
@@ -35,26 +36,28 @@ TOLERANCE = 1e-3
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file; its model.backbone is exported')
+    parser.add_argument('config', help='config file; its LAUD backbone is exported')
     parser.add_argument('checkpoint', nargs='?',
                         help='checkpoint of the whole model; default: fresh weights')
     parser.add_argument('--format', choices=FORMATS, default='onnx')
-    parser.add_argument('--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'))
+    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
+                        help="default: as the config's test pipeline makes images")
     parser.add_argument('--batch', type=int, default=1)
     parser.add_argument('--out', help="file to write; default: the config's name")
     return parser.parse_args()
 
 
-def build_backbone(config, checkpoint=None):
+def build_backbone(cfg, checkpoint=None):
     """Build the backbone of a config, in evaluation, and fill it from a checkpoint."""
-    settings = load_config(config).model.backbone.to_dict()
+    place, settings = find_backbone_config(cfg.get('model'))
+    settings = settings.to_dict()
     settings.pop('init_cfg', None)
     backbone = MODELS.build(settings)
     backbone.init_weights()
     if checkpoint:
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(f'checkpoint must be an existing file, got {checkpoint}')
-        load_pretrained(backbone, checkpoint, 'backbone.')
+        load_pretrained(backbone, checkpoint, place.removeprefix('model.'))
     return backbone.eval()
 
 
@@ -63,8 +66,10 @@ def main():
     out = Path(args.out or Path(args.config).stem + FORMATS[args.format])
     export, run = EXPORTERS[args.format]
     try:
-        backbone = build_backbone(args.config, args.checkpoint)
-        images = example_images(args.size, args.batch, backbone.in_channels)
+        cfg = load_config(args.config)
+        backbone = build_backbone(cfg, args.checkpoint)
+        images = example_images(args.size or configured_size(cfg), args.batch,
+                                backbone.in_channels)
         export(backbone, out, images)
     except (OSError, ValueError, CheckpointError) as error:
         sys.exit(f'error: {error}')

@@ -7,7 +7,13 @@ import sys
 
 from mmengine.config import Config
 
-from laud_mm.specs import backbone_spec, dynamic_flops, static_flops
+from laud_mm.specs import (
+    backbone_spec,
+    configured_size,
+    dynamic_flops,
+    find_backbone_config,
+    static_flops,
+)
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import text_table
 
@@ -17,7 +23,8 @@ RATES = (0.25, 0.5, 0.75, 1.0)
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='config file')
-    parser.add_argument('--shape', nargs=2, type=int, default=(800, 1216), metavar=('H', 'W'))
+    parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'),
+                        help="default: as the config's test pipeline makes images")
     parser.add_argument('--rate', nargs='+', type=float, default=RATES,
                         help='shares of units on that columns are shown for')
     parser.add_argument('--json', help='write the table to this JSON file')
@@ -50,11 +57,15 @@ def flops_rows(spec, rates):
 def main():
     args = parse_args()
     try:
-        spec = backbone_spec(Config.fromfile(args.config).model.backbone, tuple(args.shape))
+        cfg = Config.fromfile(args.config)
+        height, width = args.shape or configured_size(cfg)
+        if min(height, width) < 1:
+            raise ValueError(f'--shape must be two positive ints, got {height} {width}')
+        spec = backbone_spec(find_backbone_config(cfg.get('model'))[1], (height, width))
         rows = flops_rows(spec, args.rate)
     except (OSError, ValueError) as error:
         sys.exit(f'error: {error}')
-    print(f'{args.config}, {args.shape[0]}x{args.shape[1]}, G multiply-adds per image')
+    print(f'{args.config}, {height}x{width}, G multiply-adds per image')
     print(text_table(rows, list(rows[0])))
     if args.json:
         write_json(rows, args.json)

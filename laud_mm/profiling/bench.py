@@ -189,7 +189,8 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     with torch.no_grad(), run_precision(precision, device):
         own = dict(plan=plan) if plan else {}  # a config may have a plan of its own
         net = setting.build(**own).to(device, dtype, memory_format=memory)
-        x = torch.randn(setting.batch, 3, *setting.image_size, device=device, dtype=dtype)
+        x = torch.randn(setting.batch, net.in_channels, *setting.image_size, device=device,
+                        dtype=dtype)
         x = x.contiguous(memory_format=memory)
         compiled = compiled_static(setting, net, memory) if compile_static else None
         rate = setting.rate if setting.block_rates is None else setting.block_rates

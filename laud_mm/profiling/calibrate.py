@@ -65,7 +65,7 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, track=it
             torch.manual_seed(seed + index)
             net, size, rates, batch = random_net(rng)
             net = net.to(device, dtype, memory_format=torch.channels_last)
-            x = torch.randn(batch, 3, *size, device=device, dtype=dtype)
+            x = torch.randn(batch, net.in_channels, *size, device=device, dtype=dtype)
             x = x.contiguous(memory_format=torch.channels_last)
             own_repeats = repeats if x.numel() < 1e6 else max(repeats // 2, 1)
             timed, probe_ms = _steady(partial(time_steps, net, x, rates, repeats=own_repeats),

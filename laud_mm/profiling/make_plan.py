@@ -72,7 +72,7 @@ def make_plan(backbones, image_size, batches, device='cpu', precision='fp32', ra
         for net in backbones:
             net = net.to(device, dtype, memory_format=torch.channels_last).eval()
             for batch in batches:
-                x = torch.randn(batch, 3, *image_size, device=device, dtype=dtype)
+                x = torch.randn(batch, net.in_channels, *image_size, device=device, dtype=dtype)
                 for block, y in block_inputs(net, x):
                     cases.setdefault(plan_case(block.case(y, block.owns_input)), (block, y))
         blocks = {case: time_block(*cases[case], rates, warmup, repeats)

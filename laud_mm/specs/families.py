@@ -133,35 +133,3 @@ def backbone_spec(backbone: Mapping, image_size: Size = (224, 224)) -> NetworkSp
     # A backbone decides by layer unless its config says otherwise, None included.
     kwargs['paradigm'] = backbone.get('paradigm', 'layer')
     return family.spec(image_size=tuple(image_size), **kwargs)
-
-
-def find_backbone_config(model: Any, name: str = 'model') -> tuple[str, Any]:
-    """The config of the LAUD backbone inside a model's config, however deep it lies.
-
-    Args:
-        model (dict): Config of a model, such as a detector inside a test-time augmentation.
-        name (str): What the config is called.
-
-    Returns:
-        tuple[str, dict]: Its place, such as 'model.module.backbone', and the config.
-
-    Raises:
-        ValueError: If there is none, or several.
-    """
-    found = list(_backbone_configs(model, name))
-    if len(found) != 1:
-        places = ', '.join(place for place, _ in found) or 'none'
-        raise ValueError(f'{name} must hold the config of one LAUD backbone (type '
-                         f'{", ".join(FAMILIES)}), found: {places}')
-    return found[0]
-
-
-def _backbone_configs(config, place):
-    if isinstance(config, Mapping):
-        if config.get('type') is not None and type_name(config) in FAMILIES:
-            yield place, config
-        for key, value in config.items():
-            yield from _backbone_configs(value, f'{place}.{key}')
-    elif isinstance(config, (list, tuple)):
-        for index, value in enumerate(config):
-            yield from _backbone_configs(value, f'{place}[{index}]')

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 
 from laud_mm.evaluation import configured_target
-from laud_mm.specs import family_of
+from laud_mm.specs import family_of, find_backbone_config
 
 DETECTORS = {'faster_rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet', 'mask_rcnn': 'Mask R-CNN',
              'ddq_detr': 'DDQ-DETR', 'mask2former': 'Mask2Former'}
@@ -75,7 +75,7 @@ def read_entries(config_dir: str | Path) -> list[Entry]:
 
 def _read(path):
     cfg = Config.fromfile(path)
-    backbone = _plain(cfg.model.backbone)
+    backbone = _plain(find_backbone_config(cfg.model)[1])
     detector = next((d for d in DETECTORS if path.stem.startswith(f'{d}_')), None)
     data = next((d for d in ('demo', 'digits', 'in1k') if d in path.stem), 'coco')
     static = backbone.get('paradigm', 'layer') is None

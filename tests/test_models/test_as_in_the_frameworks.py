@@ -7,8 +7,7 @@ from torch import nn
 
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
 from laud_mm.registry import MODELS
-from laud_mm.specs import FAMILIES
-from laud_mm.specs.families import backbone_spec, family_of, find_backbone_config
+from laud_mm.specs import FAMILIES, backbone_spec, family_of, find_backbone_config
 
 from ..conftest import TINY_REGNET, TINY_T2T
 

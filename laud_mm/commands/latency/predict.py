@@ -22,7 +22,7 @@ from .shared import (
     add_devices,
     add_networks,
     add_outputs,
-    args_model,
+    configured_backbone,
     granularity_of,
     paradigm_of,
     write_outputs,
@@ -55,7 +55,7 @@ def run(args):
                       args.channel_masker, args.precision, tuple(args.size))
     predictors, rates = Predictors(args.published, args.any_machine), args.rate
     if args.config:
-        backbone = args_model(args)['backbone']
+        backbone = configured_backbone(args)
         spec = backbone_spec(backbone, args.size)
         about = dict(network=Path(args.config).stem, config=args.config, rate=args.rate,
                      image_size=list(args.size), paradigm=backbone.get('paradigm', 'layer'),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from laud_mm.latency.hardware import known_devices
 from laud_mm.latency.published import FUSIONS
-from laud_mm.specs import FAMILIES, NETWORKS
+from laud_mm.specs import FAMILIES, NETWORKS, configured_size, find_backbone_config
 from laud_mm.specs.arguments import paradigm_set
 from laud_mm.utils.files import write_csv, write_json
 
@@ -26,8 +26,8 @@ def add_networks(parser, several):
     parser.add_argument('--network', choices=NETWORKS, help='default: resnet101', **many)
     parser.add_argument('--paradigm', choices=PARADIGMS, **many)
     parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
-                        help='of the images; default: 800 1216 for the config of a detector, '
-                             'else 224 224')
+                        help="of the images; default: as the config's test pipeline makes them, "
+                             '800 1216 for a usual detector; without a config 224 224')
 
 
 def add_config(parser):
@@ -39,16 +39,17 @@ def check_networks(args):
     """Fill in what --network, --size and --batch default to; refuse what a config decides."""
     if not hasattr(args, 'network'):
         return
-    detector = False
+    detector, size = False, (224, 224)
     if getattr(args, 'config', None):
         for field in ('network', 'paradigm', 'granularity'):
             if getattr(args, field) is not None:
                 raise ValueError(f'--{field} must be left out with --config, which says it, '
                                  f'got {getattr(args, field)!r}')
-        detector = any(key.endswith('_head') for key in args_model(args))
+        cfg = read_config(args)
+        detector, size = any(key.endswith('_head') for key in cfg['model']), configured_size(cfg)
     if args.network is None:
         args.network = 'resnet101' if args.command == 'predict' else ['resnet101']
-    args.size = tuple(args.size or ((800, 1216) if detector else (224, 224)))
+    args.size = tuple(args.size or size)
     if min(args.size) < 1:
         raise ValueError(f'--size must be two positive ints, got {list(args.size)}')
     if args.command == 'predict' and args.batch is None and detector:
@@ -113,23 +114,28 @@ def fusions_of(text):
     return {'all': FUSIONS, 'none': ()}.get(text, tuple(text.split('+')))
 
 
-def args_model(args):
-    """The model of --config, as plain dicts."""
+def read_config(args):
+    """The file of --config, as plain dicts."""
     from mmengine.config import Config
     with warnings.catch_warnings():
         # Reading a `mmdet::` config warns of what only mmengine can mend.
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
-        model = Config.fromfile(args.config).get('model')
-    if model is None or 'backbone' not in model:
+        cfg = Config.fromfile(args.config)
+    if cfg.get('model') is None:
         raise ValueError(f'--config must have a model with a backbone, {args.config} has none')
-    return model.to_dict()
+    return cfg.to_dict()
+
+
+def configured_backbone(args):
+    """The config of the LAUD backbone of --config."""
+    return find_backbone_config(read_config(args)['model'])[1]
 
 
 def bench_settings(args, rates=None, batches=None, block_rates=None):
     """The `BenchSetting`s of a command line; rates and batches instead of its own."""
     from laud_mm.profiling.bench import BenchSetting
     if args.config:
-        backbone = args_model(args)['backbone']
+        backbone = configured_backbone(args)
         return [BenchSetting(Path(args.config).stem, backbone.get('paradigm', 'layer'), rate,
                              batch, None, tuple(args.size), block_rates, backbone)
                 for rate in rates or args.rate for batch in batches or args.batch]
