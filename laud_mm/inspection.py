@@ -67,7 +67,8 @@ def to_pictures(images, preprocessor):
     """Undo a data preprocessor's normalisation.
 
     Args:
-        images (Tensor): (N, 3, H, W), the backbone's input.
+        images (Tensor): (N, C, H, W), the backbone's input: one channel is grey, more than
+            three are colours and others, which are not shown.
         preprocessor (nn.Module): mmdet's or mmpretrain's.
 
     Returns:
@@ -76,7 +77,10 @@ def to_pictures(images, preprocessor):
     mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
     images = images.detach().float().cpu()
     if mean is not None:
-        images = images * std.float().cpu().view(3, 1, 1) + mean.float().cpu().view(3, 1, 1)
+        images = images * std.float().cpu().view(-1, 1, 1) + mean.float().cpu().view(-1, 1, 1)
+    if images.shape[1] < 3:
+        images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    images = images[:, :3]
     if not (getattr(preprocessor, '_channel_conversion', False)
             or getattr(preprocessor, 'to_rgb', False)):
         images = images.flip(1)  # as read from files: BGR

@@ -128,15 +128,20 @@ def overlay(image, units, granularity):
     return (image * share + grey * (1 - share)).round().astype(np.uint8)
 
 
-def patch_pixels(block, image_size):
-    """Pixels of the image that one patch of a block's decision is wide.
+def patch_pixels(record):
+    """Pixels of the image that one patch of every block's decision is wide.
 
     Args:
-        block (BlockActivity): A spatially skipping block.
-        image_size (tuple[int, int]): Height and width of the image.
+        record (ActivationRecord): Of a pass of a convolutional backbone.
+
+    Returns:
+        list[int]: In the order of `record.blocks`.
     """
-    rows = block.shape.out_size(block.in_size)[0]
-    return -(-image_size[0] // rows) * block.shape.spatial_granularity
+    stride, pixels = math.prod(op.stride for op in record.stem), []
+    for block in record.blocks:
+        stride *= block.shape.stride
+        pixels.append(stride * block.shape.spatial_granularity)
+    return pixels
 
 
 def has_overlays(record):
@@ -158,11 +163,11 @@ def save_overlay_picture(path, image, record, sample=0, columns=8):
     """
     from matplotlib.figure import Figure
     size, stages = image.shape[:2], {}
-    for block in record.blocks:
+    for block, pixels in zip(record.blocks, patch_pixels(record)):
         if getattr(block.decision, 'patches', None) is None:
             continue
         units = unit_map(block.decision, sample)
-        shown = overlay(image, units, patch_pixels(block, size))
+        shown = overlay(image, units, pixels)
         stages.setdefault(block.shape.stage, []).append((block.shape.name, units.mean(), shown))
     rows = []
     for stage, blocks in sorted(stages.items()):

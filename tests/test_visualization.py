@@ -10,7 +10,7 @@ from laud_mm.html_report import write_report
 from laud_mm.inspection import inspect_set, to_pictures
 from laud_mm.visualization import has_overlays, overlay, patch_pixels, save_record_picture
 
-from .conftest import TINY_T2T
+from .conftest import TINY_REGNET, TINY_T2T
 from .toy import ToyClassifier, ToyImages
 
 PARADIGMS = ('layer', 'channel', 'spatial')
@@ -64,12 +64,34 @@ def test_an_overlay_keeps_what_was_computed_and_darkens_the_rest():
 
 
 def test_patches_lie_where_the_block_saw_them(make_net):
-    net = make_net(paradigm='spatial', spatial_granularity=(4, 4, 2, 1))
+    for arch, stem in ((50, 4), (TINY_REGNET, 2)):
+        net = make_net(arch, paradigm='spatial', spatial_granularity=(4, 4, 2, 1))
+        with torch.no_grad():
+            net(torch.rand(1, 3, 64, 96))
+        blocks = net.record.blocks
+        pixels = dict(zip((b.shape.stage for b in blocks), patch_pixels(net.record)))
+        first = blocks[0].shape.stride * stem  # stride of the first stage's output
+        assert pixels == {0: 4 * first, 1: 8 * first, 2: 8 * first, 3: 8 * first}
+
+
+@pytest.mark.parametrize('size', [(161, 160), (97, 33), (224, 250), (31, 65)])
+@pytest.mark.parametrize('kwargs', [{}, dict(strides=(1, 1, 2, 1)), dict(deep_stem=True)], ids=str)
+def test_overlays_of_any_size_darken_what_an_image_has_skipped(make_net, size, kwargs, tmp_path):
+    net = make_net(paradigm='spatial', **kwargs)
     with torch.no_grad():
-        net(torch.rand(1, 3, 64, 96))
-    # Strides 4, 8, 16 and 32 of the stages' outputs, times S.
-    pixels = {b.shape.stage: patch_pixels(b, (64, 96)) for b in net.record.blocks}
-    assert pixels == {0: 16, 1: 32, 2: 32, 3: 32}
+        net(torch.rand(1, 3, *size))
+    image = np.full((*size, 3), 200, np.uint8)
+    save_record_picture(tmp_path / 'a.png', image, net.record)
+    for block, pixels in zip(net.record.blocks, patch_pixels(net.record)):
+        grid = block.decision.patches.shape[1:]
+        # The grid covers the image with no whole patch to spare.
+        assert all((n - 1) * pixels < side <= n * pixels for n, side in zip(grid, size))
+        units = np.zeros(grid)
+        units[-1, -1] = 1
+        shown = overlay(image, units, pixels)
+        bright = (shown == 200).all(-1)
+        assert bright[-1, -1] and bright.sum() == np.prod(
+            [side - (n - 1) * pixels for n, side in zip(grid, size)])
 
 
 @pytest.mark.parametrize('rgb', [True, False])
@@ -79,6 +101,14 @@ def test_normalisation_is_undone(rgb):
     images = (picture - own.mean.view(3, 1, 1)) / own.std.view(3, 1, 1)
     shown = torch.from_numpy(to_pictures(images, own)).permute(0, 3, 1, 2)
     assert torch.equal(shown, (picture if rgb else picture.flip(1)).byte())
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_images_of_other_channels_become_pictures(channels):
+    own = Preprocessor()
+    own.mean, own.std = torch.full((channels,), 10.0), torch.full((channels,), 2.0)
+    shown = to_pictures(torch.full((2, channels, 4, 5), 3.0), own)
+    assert shown.shape == (2, 4, 5, 3) and (shown == 16).all()
 
 
 @pytest.mark.parametrize('paradigm', PARADIGMS)

@@ -11,11 +11,14 @@ from laud_mm.utils.stack import require_stack
 require_stack()  # first: a wrong stack fails at the imports below, and names no fix
 
 import mmcv
+import numpy as np
 from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import VISUALIZERS
 
 from laud_mm.checkpoints import CheckpointError
 from laud_mm.models.find import find_backbone
+from laud_mm.specs import find_backbone_config
+from laud_mm.specs.arguments import type_name
 from laud_mm.utils.run import load_config
 from laud_mm.visualization import save_activation_picture
 
@@ -31,49 +34,72 @@ def parse_args():
     return parser.parse_args()
 
 
-def read_image(path):
-    """Read an image file as (H, W, 3) uint8, BGR."""
+def read_image(path, channels=3):
+    """Read an image file as (H, W, channels), BGR; one channel is grey."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'image must be an existing file, got {path}')
-    image = mmcv.imread(path, channel_order='bgr')
+    flag = {1: 'grayscale', 3: 'color'}.get(channels, 'unchanged')
+    image = mmcv.imread(path, flag, channel_order='bgr')
     if image is None:
         raise ValueError(f'{path} is not a readable image')
+    image = image if image.ndim == 3 else image[..., None]
+    if image.shape[2] != channels:
+        raise ValueError(f'image must have {channels} channels, as the backbone reads, got '
+                         f'{image.shape[2]} in {path}')
     return image
 
 
-def detect(image, config, checkpoint, device, score):
+def detect(image, cfg, checkpoint, device, score):
     """Run a detector on an image.
 
     Returns:
-        tuple[np.ndarray, ActivationRecord, int]: The image (H, W, 3) RGB with
-        the objects drawn, what the backbone decided, and the number of objects.
+        tuple[np.ndarray, ActivationRecord, str]: The image (H, W, 3) RGB with what was found
+        drawn, what the backbone decided, and what was found, counted.
     """
-    cfg = load_config(config)
+    # An image has no annotations; mmdet builds their readers, some of which need more packages.
+    dataset = cfg.test_dataloader.dataset
+    dataset.pipeline = [step for step in dataset.pipeline if 'Annotations' not in type_name(step)]
     model = init_detector(cfg, checkpoint, device=device)
     found = inference_detector(model, image)
     painter = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name='image_demo'))
     painter.dataset_meta = model.dataset_meta
-    painter.add_datasample('objects', image[..., ::-1], found, draw_gt=False, pred_score_thr=score)
-    objects = int((found.pred_instances.scores >= score).sum())
-    return painter.get_image(), find_backbone(model, 'image_demo').record, objects
+    shown = image[..., 2::-1] if image.shape[2] >= 3 else image[..., :1].repeat(3, -1)
+    painter.add_datasample('objects', shown, found, draw_gt=False, pred_score_thr=score)
+    return painter.get_image(), find_backbone(model, 'image_demo').record, count(found, score)
+
+
+def count(found, score):
+    """What was found, in words: objects from a score on, panoptic segments, or classes."""
+    parts = []
+    if 'pred_instances' in found:
+        objects = int((found.pred_instances.scores >= score).sum())
+        parts.append(f'{objects} objects from score {score} on')
+    for field, name in (('pred_panoptic_seg', 'panoptic segments'),
+                        ('pred_sem_seg', 'classes of pixels')):
+        if field in found:
+            segments = found.get(field).sem_seg
+            parts.append(f'{len(np.unique(segments.cpu()))} {name}')
+    return ', '.join(parts) or 'nothing'
 
 
 def main():
     args = parse_args()
     out = Path(args.out or Path(args.img).with_suffix('').as_posix() + '_laud.png')
     try:
-        image = read_image(args.img)
+        cfg = load_config(args.config)
+        _, backbone = find_backbone_config(cfg.get('model'))
+        image = read_image(args.img, backbone.get('in_channels', 3))
         if not Path(args.checkpoint).is_file():
             raise FileNotFoundError(
                 f'checkpoint must be an existing file, got {args.checkpoint}')
-        drawn, record, objects = detect(image, args.config, args.checkpoint, args.device,
-                                        args.score)
+        drawn, record, found = detect(image, cfg, args.checkpoint, args.device,
+                                      args.score)
     except (OSError, ValueError, CheckpointError) as error:
         sys.exit(f'error: {error}')
     out.parent.mkdir(parents=True, exist_ok=True)
     save_activation_picture(out, drawn, record)
     cost = record.cost()
-    print(f'{objects} objects from score {args.score} on; backbone computed '
+    print(f'{found}; backbone computed '
           f'{cost.fraction.item():.3f} of its {cost.static_flops / 1e9:.4g} GFLOPs; '
           f'picture: {out}')
 

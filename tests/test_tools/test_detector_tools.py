@@ -108,6 +108,82 @@ def test_the_image_demo_draws_objects_beside_what_was_skipped(run, detector, ima
     assert not text.startswith('0 objects')
 
 
+def small_detector(tmp_path, cfg, classes=6):
+    """A config and weights of a detector, written: their paths."""
+    cfg.dump(tmp_path / 'tiny.py')
+    names = tuple(f'class {i}' for i in range(classes))
+    torch.save(dict(state_dict=build_detector(cfg).state_dict(), meta=dict(dataset_meta=dict(
+        classes=names, palette=[(i, i, i) for i in range(classes)]))), tmp_path / 'tiny.pth')
+    return tmp_path / 'tiny.py', tmp_path / 'tiny.pth'
+
+
+@pytest.mark.parametrize('channels', [1, 2, 4])
+def test_the_image_demo_reads_as_many_channels_as_the_backbone(run, tmp_path, channels):
+    cfg = tiny_config('retinanet', in_channels=channels)
+    cfg.model.data_preprocessor.update(
+        dict(mean=[100.0], std=[50.0], bgr_to_rgb=False) if channels == 1 else
+        dict(mean=None, std=None, bgr_to_rgb=False))
+    config, checkpoint = small_detector(tmp_path, cfg)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8)
+    cv2.imwrite(str(tmp_path / 'photo.png'), pixels)
+    demo = (ROOT / 'tools' / 'image_demo.py', tmp_path / 'photo.png', config, checkpoint,
+            '--out', tmp_path / 'demo.png', '--score', 0.0)
+    if channels == 2:
+        with pytest.raises(SystemExit, match='image must have 2 channels.*got 4 in .*photo.png'):
+            run(*demo)
+        assert not (tmp_path / 'demo.png').exists()
+        return
+    assert 'objects from score 0.0 on' in run(*demo)
+    assert cv2.imread(str(tmp_path / 'demo.png')).shape[0] > 100
+
+
+def test_the_image_demo_draws_panoptic_and_semantic_segments(run, image, tmp_path):
+    cfg = Config.fromfile(MMDET_TOOLS.parent / 'configs' / 'panoptic_fpn'
+                          / 'panoptic-fpn_r50_fpn_1x_coco.py')
+    tiny = tiny_config('faster_rcnn')
+    cfg.model.backbone = tiny.model.backbone
+    cfg.model.neck.in_channels = tiny.model.neck.in_channels
+    cfg.model.test_cfg.rcnn.score_thr = 0.0
+    config, checkpoint = small_detector(tmp_path, cfg, 133)
+    text = run(ROOT / 'tools' / 'image_demo.py', image, config, checkpoint, '--score', 0.0,
+               '--out', tmp_path / 'demo.png')
+    assert 'panoptic segments; backbone computed' in text
+    assert cv2.imread(str(tmp_path / 'demo.png')).shape[0] > 100
+
+
+def test_semantic_results_are_counted():
+    from mmdet.structures import DetDataSample
+    from mmengine.structures import PixelData
+    found = DetDataSample()
+    found.pred_sem_seg = PixelData(sem_seg=torch.tensor([[[0, 1], [1, 4]]]))
+    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools' / 'image_demo.py')
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    assert demo.count(found, 0.3) == '3 classes of pixels'
+    assert demo.count(DetDataSample(), 0.3) == 'nothing'
+
+
+@pytest.mark.parametrize('config, size', [
+    ('faster_rcnn_laud_r50', '800x1216'), ('laud_resnet50_layer_t05_in1k', '224x224'),
+    ('retinanet_laud_demo', '160x160'), ('laud_t2t_vit_14_all_t05_in1k', '224x224')])
+def test_flops_are_counted_at_the_size_of_the_configs_images(run, config, size):
+    assert f', {size}, G multiply-adds' in run(
+        ROOT / 'tools' / 'get_flops.py', ROOT / 'configs' / f'{config}.py')
+
+
+def test_flops_of_bad_sizes_and_models_are_refused(run, tmp_path):
+    tool, config = ROOT / 'tools' / 'get_flops.py', ROOT / 'configs' / 'faster_rcnn_laud_r50.py'
+    with pytest.raises(SystemExit, match='--shape must be two positive ints, got 0 32'):
+        run(tool, config, '--shape', 0, 32)
+    (tmp_path / 'plain.py').write_text("model = dict(type='A', backbone=dict(type='ResNet'))\n")
+    with pytest.raises(SystemExit, match='model must hold the config of one LAUD backbone.*none'):
+        run(tool, tmp_path / 'plain.py')
+    (tmp_path / 'nested.py').write_text("""model = dict(type='Soft', detector=dict(
+    backbone=dict(type='laud_mm.LAUDResNet', depth=50, paradigm='layer')))
+""")
+    assert 'G multiply-adds' in run(tool, tmp_path / 'nested.py')
+
+
 @pytest.mark.parametrize('name, content, message', [
     ('absent.jpg', None, 'image must be an existing file'),
     ('broken.jpg', b'\xff\xd8 no image', 'not a readable image')])
