@@ -139,6 +139,21 @@ def test_measure_takes_the_backbone_of_a_config(tmp_path):
     assert row['granularity'] is None and row['p50_ms'] > 0
 
 
+@pytest.mark.parametrize('channels', [1, 4])
+@pytest.mark.parametrize('backbone', [
+    "type='laud_mm.LAUDResNet', depth=50, base_channels=8, paradigm='spatial'",
+    "type='laud_mm.LAUDRegNet', arch=dict(widths=16, depths=1, group_widths=8)"])
+def test_images_have_as_many_channels_as_the_backbone(tmp_path, backbone, channels):
+    config = tmp_path / 'few.py'
+    config.write_text(f"model = dict(type='Net', net=dict(backbone=dict(in_channels={channels}, "
+                      f'{backbone})))')
+    for command in (('measure', '--json', tmp_path / 'm.json', '--warmup', '1'),
+                    ('plan', '--out', tmp_path / 'plan.json')):
+        run(*command, '--config', config, '--size', '32', '32', '--repeats', '1')
+    assert json.loads((tmp_path / 'm.json').read_text())['results'][0]['p50_ms'] > 0
+    assert json.loads((tmp_path / 'plan.json').read_text())
+
+
 def test_predict_takes_a_detector_as_its_images_come(tmp_path):
     run('predict', '--config', DETECTOR, '--device', 'V100', 'TX2', '--json', tmp_path / 'p.json',
         '--csv', tmp_path / 'p.csv')
