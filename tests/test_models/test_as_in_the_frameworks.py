@@ -5,11 +5,12 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from laud_mm.evaluation import configured_target
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
-from laud_mm.registry import MODELS
+from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs import FAMILIES, backbone_spec, family_of, find_backbone_config
 
-from ..conftest import TINY_REGNET, TINY_T2T
+from ..conftest import ROOT, TINY_REGNET, TINY_T2T
 
 SMALL = {LAUDResNet: dict(depth=50, base_channels=8), LAUDRegNet: dict(arch=TINY_REGNET),
          LAUDT2TViT: dict(arch=TINY_T2T, img_size=64, token_dim=16)}
@@ -44,20 +45,29 @@ def test_norms_and_convolutions_may_be_classes(cls, norm, conv):
         assert len(net(torch.rand(1, 3, 64, 64))) == 4
 
 
-def test_a_pure_python_config_names_classes(tmp_path):
-    path = tmp_path / 'config.py'
-    path.write_text("""from mmengine.config import read_base
+def test_the_pure_python_config_of_the_documentation_builds(tmp_path):
+    pytest.importorskip('mmdet')
+    page = (ROOT / 'docs' / 'configs.md').read_text()
+    example = page[page.index('from mmengine.config import read_base'):]
+    (tmp_path / 'mine.py').write_text(example[:example.index('```')])
+    (tmp_path / 'my_detector.py').write_text("""
+from mmdet.models import FPN, DetDataPreprocessor, ResNet, RetinaHead, RetinaNet
 from torch.nn import BatchNorm2d
-
-from laud_mm.models.backbones import LAUDResNet
-
-backbone = dict(type=LAUDResNet, depth=50, base_channels=8, paradigm='spatial',
-                norm_cfg=dict(type=BatchNorm2d))
+model = dict(
+    type=RetinaNet, data_preprocessor=dict(type=DetDataPreprocessor),
+    backbone=dict(type=ResNet, depth=50, base_channels=8, norm_cfg=dict(type=BatchNorm2d)),
+    neck=dict(type=FPN, in_channels=[32, 64, 128, 256], out_channels=16, num_outs=5),
+    bbox_head=dict(type=RetinaHead, num_classes=3, in_channels=16))
+default_hooks = dict()
 """)
-    backbone = Config.fromfile(path).backbone
+    cfg = Config.fromfile(tmp_path / 'mine.py')
+    place, backbone = find_backbone_config(cfg.model)
     net = MODELS.build(backbone)
+    assert place == 'model.backbone' and family_of(backbone).backbone == 'LAUDResNet'
     assert type(net) is LAUDResNet and net.blocks()[0].shape.paradigm == 'spatial'
-    assert family_of(backbone).backbone == 'LAUDResNet'
+    assert configured_target(cfg) == 0.5
+    for name in ('activation', 'latency', 'checkpoint'):
+        HOOKS.build(cfg.default_hooks[name])
 
 
 @BACKBONES
