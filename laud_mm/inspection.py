@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from laud_mm.models.find import find_backbone, unwrap
+from laud_mm.models.find import find_backbones, find_running
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def inspect_set(model, loader, max_images=1000, pictures=8):
     """Run a model over a set and note what its backbone computed.
 
     Args:
-        model (nn.Module): Of mmdet or mmpretrain, with one LAUD backbone.
+        model (nn.Module): Of mmdet or mmpretrain, with one LAUD backbone that runs in a test.
         loader (Iterable): Batches as `model.test_step` takes them.
         max_images (int): Images to run.
         pictures (int): Images kept of each kind.
@@ -110,15 +110,19 @@ def inspect_set(model, loader, max_images=1000, pictures=8):
     Raises:
         ValueError: If the backbone decides on nothing, or there is no image.
     """
-    backbone = find_backbone(unwrap(model), 'inspect_set')
+    backbones = find_backbones(model, 'inspect_set').values()
     passes, rates, fractions, labels = [], [], [], []
     classes = (getattr(getattr(loader, 'dataset', None), 'metainfo', None) or {}).get('classes')
     keep = _Keeper(pictures)
-    handle = backbone.register_forward_hook(lambda _, args, __: passes.append(args[0]))
+    handles = [backbone.register_forward_hook(lambda _, args, __: passes.append(args[0]))
+               for backbone in backbones]
     try:
         for data in loader:
+            for backbone in backbones:
+                backbone.record = None
             with torch.no_grad():
                 model.test_step(data)
+            backbone = find_running(model, 'inspect_set')
             images, cost = passes.pop(), backbone.record.cost()
             dynamic = torch.tensor(cost.dynamic)
             if not dynamic.any():
@@ -132,7 +136,8 @@ def inspect_set(model, loader, max_images=1000, pictures=8):
             if keep.count >= max_images:
                 break
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     if not fractions:
         raise ValueError('the set has no image, so there is nothing to show')
     names = tuple(name for name, on in zip(cost.names, cost.dynamic) if on)

@@ -39,6 +39,8 @@ def parse_args():
     parser.add_argument('config', help='config file; its LAUD backbone is exported')
     parser.add_argument('checkpoint', nargs='?',
                         help='checkpoint of the whole model; default: fresh weights')
+    parser.add_argument('--prefix', help="what the backbone's keys in the checkpoint start with, "
+                        'such as student.backbone; default: as in the config')
     parser.add_argument('--format', choices=FORMATS, default='onnx')
     parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
                         help="default: as the config's test pipeline makes images")
@@ -47,7 +49,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def build_backbone(cfg, checkpoint=None):
+def build_backbone(cfg, checkpoint=None, prefix=None):
     """Build the backbone of a config, in evaluation, and fill it from a checkpoint."""
     place, settings = find_backbone_config(cfg.get('model'))
     settings = settings.to_dict()
@@ -57,7 +59,7 @@ def build_backbone(cfg, checkpoint=None):
     if checkpoint:
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(f'checkpoint must be an existing file, got {checkpoint}')
-        load_pretrained(backbone, checkpoint, place.removeprefix('model.'))
+        load_pretrained(backbone, checkpoint, prefix or place.removeprefix('model.'))
     return backbone.eval()
 
 
@@ -67,7 +69,7 @@ def main():
     export, run = EXPORTERS[args.format]
     try:
         cfg = load_config(args.config)
-        backbone = build_backbone(cfg, args.checkpoint)
+        backbone = build_backbone(cfg, args.checkpoint, args.prefix)
         images = example_images(args.size or configured_size(cfg), args.batch,
                                 backbone.in_channels)
         export(backbone, out, images)

@@ -16,7 +16,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmdet.registry import VISUALIZERS
 
 from laud_mm.checkpoints import CheckpointError
-from laud_mm.models.find import find_backbone
+from laud_mm.models.find import find_running
 from laud_mm.specs import find_backbone_config
 from laud_mm.specs.arguments import type_name
 from laud_mm.utils.run import load_config
@@ -59,13 +59,14 @@ def detect(image, cfg, checkpoint, device, score):
     # An image has no annotations; mmdet builds their readers, some of which need more packages.
     dataset = cfg.test_dataloader.dataset
     dataset.pipeline = [step for step in dataset.pipeline if 'Annotations' not in type_name(step)]
-    model = init_detector(cfg, checkpoint, device=device)
+    # Without options mmdet looks for `model.backbone`, which a nested detector has not.
+    model = init_detector(cfg, checkpoint, device=device, cfg_options={})
     found = inference_detector(model, image)
     painter = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name='image_demo'))
     painter.dataset_meta = model.dataset_meta
     shown = image[..., 2::-1] if image.shape[2] >= 3 else image[..., :1].repeat(3, -1)
     painter.add_datasample('objects', shown, found, draw_gt=False, pred_score_thr=score)
-    return painter.get_image(), find_backbone(model, 'image_demo').record, count(found, score)
+    return painter.get_image(), find_running(model, 'image_demo').record, count(found, score)
 
 
 def count(found, score):

@@ -22,6 +22,16 @@ def find_backbones(model, user):
     return found
 
 
+def find_running(model, user):
+    """The one LAUD backbone of a model that ran in its last pass; others have no record."""
+    ran = {name: net for name, net in find_backbones(model, user).items()
+           if net.record is not None}
+    if len(ran) != 1:
+        raise ValueError(f'{user} needs one LAUD backbone that runs, found: '
+                         f'{", ".join(ran) or "none"}')
+    return next(iter(ran.values()))
+
+
 def find_backbone(model, user, name=None, learning=False):
     """Return one LAUD backbone of a model.
 

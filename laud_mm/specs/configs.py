@@ -71,8 +71,13 @@ def configured_size(cfg: Mapping) -> Size:
              if (size := _size_of(step)) is not None]
     if found:
         return found[-1]
-    detector = any(key.endswith('_head') for key in cfg.get('model') or {})
-    return (800, 1216) if detector else (224, 224)
+    return (800, 1216) if is_detector(cfg.get('model')) else (224, 224)
+
+
+def is_detector(model: Any) -> bool:
+    """Whether a model's config has heads inside, as `rpn_head`; a classifier's is `head`."""
+    return isinstance(model, Mapping) and any(
+        key.endswith('_head') or is_detector(value) for key, value in model.items())
 
 
 def _size_of(step):

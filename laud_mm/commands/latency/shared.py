@@ -4,7 +4,13 @@ from pathlib import Path
 
 from laud_mm.latency.hardware import known_devices
 from laud_mm.latency.published import FUSIONS
-from laud_mm.specs import FAMILIES, NETWORKS, configured_size, find_backbone_config
+from laud_mm.specs import (
+    FAMILIES,
+    NETWORKS,
+    configured_size,
+    find_backbone_config,
+    is_detector,
+)
 from laud_mm.specs.arguments import paradigm_set
 from laud_mm.utils.files import write_csv, write_json
 
@@ -46,7 +52,7 @@ def check_networks(args):
                 raise ValueError(f'--{field} must be left out with --config, which says it, '
                                  f'got {getattr(args, field)!r}')
         cfg = read_config(args)
-        detector, size = any(key.endswith('_head') for key in cfg['model']), configured_size(cfg)
+        detector, size = is_detector(cfg['model']), configured_size(cfg)
     if args.network is None:
         args.network = 'resnet101' if args.command == 'predict' else ['resnet101']
     args.size = tuple(args.size or size)
@@ -121,8 +127,7 @@ def read_config(args):
         # Reading a `mmdet::` config warns of what only mmengine can mend.
         warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
         cfg = Config.fromfile(args.config)
-    if cfg.get('model') is None:
-        raise ValueError(f'--config must have a model with a backbone, {args.config} has none')
+    find_backbone_config(cfg.get('model'))  # there must be one
     return cfg.to_dict()
 
 
