@@ -44,8 +44,8 @@ def accuracy_rows(metrics, note=''):
 def _format(value):
     if hasattr(value, 'tolist'):  # NumPy's and torch's
         value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return ', '.join(map(_format, value))
+    if isinstance(value, (list, tuple, dict)):
+        return f'{len(value)} values' if len(value) > 4 else ', '.join(map(_format, value))
     return f'{value:.4g}' if isinstance(value, (int, float)) else str(value)
 
 

@@ -1,14 +1,11 @@
 """What tools/train.py and tools/test.py share: checks and config edits before any work."""
-import copy
-import inspect
 import os
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import HOOKS
+from mmengine.config import Config, DictAction
 
 
 class DataError(FileNotFoundError):
@@ -116,7 +113,8 @@ def _reads_segmentation(dataset):
 
 def _class_folders(dataset):
     """The folder whose subfolders are a set's classes; None if it tells them in another way."""
-    kind, root = str(dataset.get('type')).rsplit('.', 1)[-1], str(dataset.get('data_root') or '')
+    kind, root = dataset.get('type'), str(dataset.get('data_root') or '')
+    kind = getattr(kind, '__name__', str(kind)).rsplit('.', 1)[-1]  # types may be classes
     prefix, split = dataset.get('data_prefix') or '', dataset.get('split') or ''
     prefix = prefix.get('img_path', '') if isinstance(prefix, dict) else prefix
     listed = dataset.get('ann_file') or Path(root, 'meta', f'{split}.txt').is_file()
@@ -186,79 +184,3 @@ def check_data(cfg, loaders):
                         + '\n'.join(missing)
                         + '\nPut it there, or set data_root, ann_file and data_prefix of the '
                         'dataset in the config or with --cfg-options')
-
-
-def paint_results(cfg, folder):
-    """Let an evaluation save its painted images to a folder of the work dir.
-
-    Args:
-        cfg (Config): Changed in place: its `default_hooks.visualization`; the usual one of
-            mmdet and mmpretrain where it has none.
-        folder (str): Name of the folder.
-
-    Raises:
-        ValueError: If the config has no such hook, or one that paints nothing.
-    """
-    scope = cfg.get('default_scope')
-    if not cfg.get('default_hooks'):
-        cfg.default_hooks = {}
-    hooks = cfg.default_hooks
-    usual = dict(mmdet='DetVisualizationHook', mmpretrain='VisualizationHook').get(scope)
-    if not hooks.get('visualization'):
-        if usual is None:
-            raise ValueError('--show-dir needs default_hooks.visualization in the config, which '
-                             f'has none; default_scope is {scope!r}')
-        hooks.visualization = dict(type=usual)
-    hook = hooks.visualization
-    hook.setdefault('type', usual)
-    kind = hook.type
-    if not isinstance(kind, type):
-        with HOOKS.switch_scope_and_registry(scope) as registry:
-            kind = registry.get(kind)
-    known = set(inspect.signature(kind).parameters) if kind else set()
-    switch = next((name for name in ('draw', 'enable') if name in known), None)
-    if switch is None:
-        raise ValueError('--show-dir needs a default_hooks.visualization that can paint (with '
-                         f'draw or enable), got type {hook.type!r}')
-    hook[switch] = True
-    place = next((name for name in ('test_out_dir', 'out_dir') if name in known), None)
-    if place:
-        hook[place] = folder
-    elif cfg.get('visualizer'):  # such as mmsegmentation's, whose visualizer knows the folder
-        cfg.visualizer.save_dir = str(Path(cfg.work_dir, folder))
-    else:
-        raise ValueError(f'--show-dir needs a visualizer in the config for {hook.type!r}')
-
-
-def augment_test(cfg):
-    """Evaluate with test-time augmentation, as mmdet and mmpretrain do.
-
-    Args:
-        cfg (Config): Changed in place by its `tta_model` and `tta_pipeline`; without them the
-            results of an image and its mirror image are merged.
-
-    Raises:
-        ValueError: If the config has none, and its scope no usual ones.
-    """
-    scope = cfg.get('default_scope')
-    models = dict(mmdet=dict(type='DetTTAModel', tta_cfg=dict(
-        nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
-        mmpretrain=dict(type='AverageClsScoreTTA'))
-    missing = [name for name in ('tta_model', 'tta_pipeline') if name not in cfg]
-    if missing and scope not in models:
-        raise ValueError(f'--tta needs {" and ".join(missing)} in the config, whose default_scope '
-                         f'{scope!r} has no usual one')
-    model = cfg.get('tta_model') or models[scope]
-    for dataset in _datasets(cfg.test_dataloader.dataset):
-        dataset.pipeline = cfg.get('tta_pipeline') or _mirrored(dataset.pipeline)
-    cfg.model = ConfigDict(**model, module=cfg.model)
-
-
-def _mirrored(pipeline):
-    """A pipeline that makes an image and its mirror image."""
-    *steps, pack = copy.deepcopy(pipeline)
-    if 'PackDetInputs' in str(pack['type']):
-        pack['meta_keys'] = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-                             'flip', 'flip_direction')
-    flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
-    return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]

@@ -1,15 +1,12 @@
 import pytest
 from mmengine.config import Config
-from mmengine.hooks import Hook
 
 from laud_mm.utils.run import (
     DataError,
-    augment_test,
     check_data,
     check_teacher,
     enable_amp,
     load_config,
-    paint_results,
     use_cpu_processes,
 )
 
@@ -165,13 +162,18 @@ def test_missing_splits_are_named(data, root):
     assert missing_of(classes_of(root, 'test')) == expected
 
 
+class ImageNet:
+    """Stands for mmpretrain's: types may be classes."""
+
+
 @pytest.mark.parametrize('folders', [0, 1, 3])
-def test_class_folders_must_be_as_many_as_the_models_classes(data, folders):
+@pytest.mark.parametrize('kind', ['ImageNet', ImageNet], ids=['name', 'class'])
+def test_class_folders_must_be_as_many_as_the_models_classes(data, folders, kind):
     for index in range(folders):
         (data / 'train' / str(index)).mkdir()
     with pytest.raises(DataError, match=f'{data}/train has {folders} class folders, the model 2 '
                                         'classes: set model.head.num_classes'):
-        check_classes(2, classes_of(data, 'train'))
+        check_classes(2, dict(classes_of(data, 'train'), type=kind))
 
 
 def test_a_list_of_images_needs_no_class_folders(data):
@@ -229,73 +231,3 @@ def test_cpu_processes_keep_a_model_wrapper_of_the_config(config, monkeypatch):
     cfg = load_config(config, {'model_wrapper_cfg.type': 'Mine'}, launcher='pytorch')
     use_cpu_processes(cfg)
     assert cfg.model_wrapper_cfg == dict(type='Mine')
-
-
-class PaintsByVisualizer(Hook):
-    """As mmsegmentation's hook: the folder is the visualizer's."""
-
-    def __init__(self, draw=False, interval=50):
-        self.draw = draw
-
-
-class PaintsNothing(Hook):
-    def __init__(self, interval=50):
-        pass
-
-
-def test_painting_uses_the_frameworks_hooks_where_a_config_has_none():
-    for scope, hook in (('mmdet', dict(type='DetVisualizationHook', draw=True,
-                                       test_out_dir='seen')),
-                        ('mmpretrain', dict(type='VisualizationHook', enable=True,
-                                            out_dir='seen'))):
-        pytest.importorskip(scope)
-        for own in ({}, dict(default_hooks=dict(visualization=None)),
-                    dict(default_hooks=dict(visualization=dict(type=hook['type'])))):
-            cfg = Config(dict(own, default_scope=scope, work_dir='out'))
-            paint_results(cfg, 'seen')
-            assert cfg.default_hooks.visualization == hook
-
-
-def test_painting_follows_the_hook_of_another_scope():
-    cfg = Config(dict(default_scope='mmseg', work_dir='out', visualizer=dict(type='Visualizer')))
-    with pytest.raises(ValueError, match="--show-dir needs default_hooks.visualization.*'mmseg'"):
-        paint_results(cfg, 'seen')
-    cfg.default_hooks = dict(visualization=dict(type=PaintsNothing))
-    with pytest.raises(ValueError, match='that can paint .with draw or enable'):
-        paint_results(cfg, 'seen')
-    cfg.default_hooks = dict(visualization=dict(type=PaintsByVisualizer))
-    paint_results(cfg, 'seen')
-    assert cfg.default_hooks.visualization.draw and cfg.visualizer.save_dir == 'out/seen'
-    cfg.visualizer = None
-    with pytest.raises(ValueError, match='--show-dir needs a visualizer in the config'):
-        paint_results(cfg, 'seen')
-
-
-def augmentable(scope, pack, **kwargs):
-    pipeline = [dict(type='LoadImageFromFile'), dict(type=pack)]
-    inner = dict(type='Set', pipeline=pipeline)
-    return Config(dict(default_scope=scope, model=dict(type='Net'), test_dataloader=dict(
-        dataset=dict(type='ConcatDataset', datasets=[inner, dict(inner)])), **kwargs))
-
-
-@pytest.mark.parametrize('scope, pack, model', [
-    ('mmdet', 'PackDetInputs', 'DetTTAModel'), ('mmpretrain', 'PackInputs', 'AverageClsScoreTTA')])
-def test_augmentation_mirrors_where_a_config_says_nothing(scope, pack, model):
-    cfg = augmentable(scope, pack)
-    augment_test(cfg)
-    assert cfg.model.type == model and cfg.model.module == dict(type='Net')
-    for dataset in cfg.test_dataloader.dataset.datasets:
-        load, views = dataset.pipeline
-        flips, (packing,) = views.transforms
-        assert load.type == 'LoadImageFromFile' and views.type == 'TestTimeAug'
-        assert [flip.prob for flip in flips] == [1.0, 0.0] and packing.type == pack
-        assert 'flip' in packing.get('meta_keys', ('flip',))
-
-
-def test_augmentation_of_a_config_comes_first():
-    cfg = augmentable('mmseg', 'Pack', tta_model=dict(type='Merge'), tta_pipeline=[dict(type='A')])
-    augment_test(cfg)
-    assert cfg.model == dict(type='Merge', module=dict(type='Net'))
-    assert all(d.pipeline == [dict(type='A')] for d in cfg.test_dataloader.dataset.datasets)
-    with pytest.raises(ValueError, match='--tta needs tta_model and tta_pipeline.*mmseg'):
-        augment_test(augmentable('mmseg', 'Pack'))

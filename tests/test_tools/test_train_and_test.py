@@ -1,7 +1,6 @@
 """tools/train.py and tools/test.py on a tiny demo set: train, be killed, resume, evaluate."""
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -114,53 +113,6 @@ def test_masked_and_skipping_evaluation_agree(trained, data_root, tmp_path):
         metrics[execution] = dict(results['metrics'], rate=report['rate'])
     for key in ('coco/bbox_mAP', 'coco/bbox_mAP_50', 'rate', 'backbone_flops_g'):
         assert metrics['masked'][key] == pytest.approx(metrics['skipping'][key], abs=1e-3)
-
-
-def evaluate(trained, data_root, out, config=CONFIG, arguments=(), more=()):
-    """Run tools/test.py on the trained detector: what it said, its figures."""
-    code, said = run(*command('test.py', config, trained[0] / 'epoch_3.pth', '--work-dir', out,
-                              *arguments), *options(data_root, *more), cwd=out.parent)
-    assert code == 0, said[-3000:]
-    return said, json.loads(next(out.glob('*/results.json')).read_text())
-
-
-def test_augmented_evaluation_reports_per_image_of_the_set(trained, data_root, tmp_path):
-    plain = evaluate(trained, data_root, tmp_path / 'plain', arguments=['--execution', 'masked'])
-    said, results = evaluate(trained, data_root, tmp_path / 'tta',
-                             arguments=['--tta', '--execution', 'masked'])
-    report = json.loads(next((tmp_path / 'tta').rglob('test.json')).read_text())
-    assert (report['images'], report['views_per_image']) == (4, 2)
-    assert results['tta'] is True and results['execution'] == 'masked'
-    flops = 'backbone_flops_static_g'
-    assert results['metrics'][flops] == pytest.approx(2 * plain[1]['metrics'][flops])
-
-
-def test_several_sets_are_evaluated_painted_and_dumped(trained, data_root, tmp_path):
-    config = tmp_path / 'two.py'
-    config.write_text(f"""_base_ = '{CONFIG}'
-part = dict(type='CocoDataset', data_root='{data_root}/',
-            ann_file='annotations/instances_val.json', data_prefix=dict(img='val/'),
-            test_mode=True, metainfo={{{{_base_.test_dataloader.dataset.metainfo}}}},
-            pipeline={{{{_base_.test_dataloader.dataset.pipeline}}}})
-test_dataloader = dict(dataset=dict(_delete_=True, type='ConcatDataset', datasets=[part, part]))
-metric = dict(type='CocoMetric', metric='bbox',
-              ann_file='{data_root}/annotations/instances_val.json')
-test_evaluator = dict(_delete_=True, type='MultiDatasetsEvaluator', metrics=[metric, metric],
-                      dataset_prefixes=['first', 'second'])
-default_hooks = dict(visualization=None)
-""")
-    skipped = ('test_dataloader.dataset.data_root', 'test_evaluator.ann_file')
-    own = [o for o in options(data_root) if not o.startswith(skipped)]
-    code, said = run(*command('test.py', config, trained[0] / 'epoch_3.pth', '--work-dir',
-                              tmp_path / 'out', '--out', tmp_path / 'found.pkl', '--show-dir',
-                              'painted'), *own, cwd=tmp_path)
-    assert code == 0, said[-3000:]
-    with open(tmp_path / 'found.pkl', 'rb') as file:
-        assert len(pickle.load(file)) == 8
-    results = json.loads(next((tmp_path / 'out').glob('*/results.json')).read_text())
-    assert results['metrics']['first/coco/bbox_mAP'] == results['metrics']['second/coco/bbox_mAP']
-    assert 'second/coco/bbox_mAP' in said
-    assert list((tmp_path / 'out').glob('*/painted/*'))
 
 
 @pytest.mark.parametrize('detector', ['faster_rcnn', 'mask2former'])
