@@ -29,7 +29,11 @@ class SegVisualizationHook(Hook):
     """Takes what mmseg's hook takes: no folder."""
 
     def __init__(self, draw=False, interval=50, show=False):
-        self.settings = dict(draw=draw, interval=interval, show=show)
+        self.draw, self.interval = draw, interval
+
+    def after_test_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.draw:
+            runner.visualizer.add_image('first', np.zeros((4, 4, 3), np.uint8), self.interval)
 
 
 @OTHER_HOOKS.register_module()
@@ -105,6 +109,16 @@ def test_a_hook_without_a_folder_leaves_it_to_the_visualizer(hook):
     assert cfg.default_hooks.visualization == dict(hook, draw=True, interval=1)
     assert cfg.visualizer == dict(type='SegLocalVisualizer', save_dir='folder')
     assert painted('otherseg', hook).visualizer.vis_backends == [dict(type='LocalVisBackend')]
+
+
+def test_a_run_in_another_scope_paints(run, cfg, tmp_path):
+    cfg.default_scope = 'otherseg'
+    cfg.default_hooks.visualization = dict(type='SegVisualizationHook', interval=7)
+    cfg.visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    folder, _ = run(cfg, '--show-dir', tmp_path / 'painted', '--out', tmp_path / 'found.pkl')
+    assert 'coco/bbox_mAP' in results_of(folder)['metrics']
+    assert (tmp_path / 'painted' / 'vis_data' / 'vis_image' / 'first_7.png').is_file()
+    assert len(pickle.loads((tmp_path / 'found.pkl').read_bytes())) == 2
 
 
 def test_a_hook_of_another_scope_gets_the_arguments_that_it_has():
