@@ -14,6 +14,7 @@ from mmdet.registry import METRICS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, Registry
+from mmengine.visualization import Visualizer
 
 from laud_mm.commands.evaluate import paint_to, use_tta
 from laud_mm.demo.detection_set import build_detection_set
@@ -73,6 +74,7 @@ def run(tmp_path, monkeypatch, capsys):
             torch.save(dict(state_dict=build_detector(cfg).state_dict()), tmp_path / 'tiny.pth')
         monkeypatch.setattr(sys, 'argv', ['test.py', str(tmp_path / 'tiny.py'),
                                           str(tmp_path / 'tiny.pth'), *map(str, args)])
+        Visualizer._instance_dict.clear()  # a run has a process of its own
         runpy.run_path(str(ROOT / 'tools' / 'test.py'), run_name='__main__')
         return next((tmp_path / 'out').glob('*/results.json')).parent, capsys.readouterr().out
     return run
