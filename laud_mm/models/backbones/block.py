@@ -107,22 +107,22 @@ class DynamicBlock(BaseModule):
 
     def run(self, x: Tensor, own: ForwardPass) -> Tensor:
         """`forward` in a given pass."""
-        size = self.in_size(x)
+        size, hooked = self.in_size(x), is_hooked(self)
+        owned = self.owns_input and own.unseen is x and not hooked
         if self.with_cp and self.training and x.requires_grad:
-            x, decision = checkpoint.checkpoint(self._forward, x, own, use_reentrant=False)
+            x, decision = checkpoint.checkpoint(self._forward, x, own, False, use_reentrant=False)
         else:
-            x, decision = self._forward(x, own)
+            x, decision = self._forward(x, own, owned)
         if own.record is not None:
             own.record.add(self.shape, size, decision)
-        own.unseen = None if is_hooked(self) else x
+        own.unseen = None if hooked else x
         return x
 
-    def _forward(self, x: Tensor, own: ForwardPass) -> tuple[Tensor, Any]:
+    def _forward(self, x: Tensor, own: ForwardPass, owned: bool) -> tuple[Tensor, Any]:
         if not own.masked:
             weights, reason = self.weights()
             reason = reason or why_no_operations(x)
             if reason is None:
-                owned = self.owns_input and own.unseen is x and not is_hooked(self)
                 return run_program(self, x, own.execution, weights, owned)
             own.note(self, self.shape.name, reason)
         if own.execution.static or self.masker is None:

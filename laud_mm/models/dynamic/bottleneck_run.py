@@ -62,14 +62,12 @@ class BottleneckRun:
     def patches(self) -> Tensor:
         """(N, Hm, Wm) bool, what is listed: patches, or samples as one patch each."""
         patches, layer, samples = self.decision.patches, self.decision.layer, self.samples
-        if patches is None:
-            patches = self.x.new_ones(len(self.x), 1, 1, dtype=torch.bool)
-        elif samples is not None:
-            patches = patches[samples]
-        if layer is not None:
-            layer = layer if samples is None else layer[samples]
-            patches = patches.bool() & layer.bool()[:, :, None]
-        return patches.bool()
+        if patches is None and layer is None:
+            return self.x.new_ones(len(self.x), 1, 1, dtype=torch.bool)
+        own = [mask.bool() if samples is None else mask[samples].bool()
+               for mask in (patches, layer if layer is None else layer[:, :, None])
+               if mask is not None]
+        return own[0] if len(own) == 1 else own[0] & own[1]
 
     def channel_mask(self) -> Tensor:
         """(N, groups) bool."""

@@ -29,7 +29,7 @@ _PLAIN = {nn.Conv2d, nn.Linear, nn.LayerNorm, nn.Identity, nn.AvgPool2d, nn.MaxP
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 _hooks = itemgetter(*_HOOKS)
-_state = itemgetter(*_HOOKS, '_parameters', '_buffers', '_modules', 'training')
+_state = itemgetter('_parameters', '_buffers', '_modules', 'training')
 _SETTINGS: dict[type, Callable] = {
     nn.Conv2d: itemgetter('stride', 'padding', 'dilation', 'groups', 'padding_mode'),
     nn.MaxPool2d: itemgetter('kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode',
@@ -56,7 +56,7 @@ def is_hooked(module: nn.Module) -> bool:
     """Whether somebody sees a module's inputs or outputs, or changes them."""
     if torch.compiler.is_compiling():
         return True  # there is no telling
-    return any(_hooks(module.__dict__)) or bool(_global_hooks())
+    return any(_hooks(module.__dict__)) or any(_global_dicts()) and bool(_global_hooks())
 
 
 def settings(module: nn.Module) -> tuple | None:
@@ -156,8 +156,7 @@ class ModuleWatch:
         self._types = list(map(type, self._modules))
         self._lengths = list(map(len, self._dicts))
         self._states = list(chain.from_iterable(map(_state, self._dicts)))
-        self._hooks = [hooks for m, own in zip(self._modules, self._dicts) if m is not called
-                       for hooks in _hooks(own)] + _global_dicts()
+        self._seen_dicts = [own for m, own in zip(self._modules, self._dicts) if m is not called]
         children = [own['_modules'] for own in self._dicts]
         self._children = [own for own in children if own]
         self._child_modules = _values(self._children)
@@ -184,7 +183,8 @@ class ModuleWatch:
         return (self._types == list(map(type, self._modules))
                 and self._lengths == list(map(len, self._dicts))
                 and all(map(is_, chain.from_iterable(map(_state, self._dicts)), self._states))
-                and not any(self._hooks)
+                and not any(chain.from_iterable(map(_hooks, self._seen_dicts)))
+                and not any(_global_dicts())
                 and self._child_counts == list(map(len, self._children))
                 and all(map(is_, _values(self._children), self._child_modules))
                 and all([get(own) == value for own, get, value in self._settings])

@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_NOTHING = nullcontext()
+
 
 def no_autocast(device: torch.device) -> AbstractContextManager:
     """A layer's own precision: neither decisions nor counts should depend on autocast."""
-    if device.type == 'meta':  # which knows none
-        return nullcontext()
+    # Entering an autocast costs as much as a small step, and meta tensors know none.
+    if device.type == 'meta' or not torch.is_autocast_enabled(device.type):
+        return _NOTHING
     return torch.autocast(device.type, enabled=False)
 
 
