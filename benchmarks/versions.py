@@ -69,7 +69,7 @@ class Served:
             env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"error: {checkout} could not be timed")
+            sys.exit(f'error: {checkout} could not be timed')
         self.stamp = json.loads(line)
 
     def time_ms(self, batch, count):
