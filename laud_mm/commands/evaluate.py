@@ -72,7 +72,7 @@ def paint_to(cfg: Config, folder: str) -> None:
     if 'interval' in arguments:
         painter.setdefault('interval', 1)
     if visualizer and not cfg.get('visualizer'):
-        cfg.visualizer = dict(type=visualizer, name='visualizer')
+        cfg.visualizer = dict(type=visualizer)
     place = next((name for name in ('test_out_dir', 'out_dir') if name in arguments), None)
     if place is not None:
         painter[place] = folder
