@@ -1,7 +1,7 @@
 """Operations of dynamic execution, each with a plain-PyTorch reference."""
 from . import flops, library
 from .excite import excite_patches_
-from .library import OPERATIONS, has_kernel, use_references
+from .library import OPERATIONS, has_dot_products, has_kernel, use_references
 from .maskers import masker_conv1x1, patch_mask, position_means
 from .patch_conv import (
                          conv1x1_add_patches_,
@@ -17,5 +17,5 @@ from .units import active_patches, compact, halo_positions, patch_positions
 library.load()
 flops.register()
 
-__all__ = [*OPERATIONS, 'OPERATIONS', 'active_patches', 'has_kernel', 'patch_positions',
-           'slice_ready', 'use_references']
+__all__ = [*OPERATIONS, 'OPERATIONS', 'active_patches', 'has_dot_products', 'has_kernel',
+           'patch_positions', 'slice_ready', 'use_references']

@@ -120,6 +120,12 @@ def has_kernel(device):
     return torch.device(device).type == 'cpu' or torch.ops.laud_mm_build.cuda()
 
 
+def has_dot_products(x):
+    """Whether the kernels multiply a tensor's half type as it is, instead of widening it."""
+    return (x.dtype == torch.bfloat16 and x.device.type == 'cpu' and has_kernel('cpu')
+            and torch.ops.laud_mm_build.cpu_isa() == 'avx512_bf16')
+
+
 @contextmanager
 def use_references():
     """Run the references for a while, for example to count their FLOPs."""

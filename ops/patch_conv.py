@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from .channels import channel_mask, from_compact, to_compact
-from .library import has_kernel, op
+from .library import has_dot_products, has_kernel, op
 from .units import patch_extent, patch_grid, patch_positions
 
 
@@ -28,7 +28,7 @@ def _strided(size, stride):
     return tuple((n - 1) // stride + 1 for n in size)
 
 
-_VECTOR_BYTES = dict(avx512=64, avx2=32, baseline=16)
+_VECTOR_BYTES = dict(avx512_bf16=64, avx512=64, avx2=32, baseline=16)
 
 
 def _fake_pack(weight, bias, groups=1, products=1):
@@ -37,10 +37,14 @@ def _fake_pack(weight, bias, groups=1, products=1):
     # As `PackedLayout` in packing.h counts.
     wide = torch.promote_types(weight.dtype, torch.float32)
     vector = _VECTOR_BYTES[torch.ops.laud_mm_build.cpu_isa()] // wide.itemsize
+    step = 1
+    if has_dot_products(weight) and products == 1:
+        wide, step = torch.bfloat16, 2  # pairs of inputs, and a bias of twice the width
     outputs, inputs = weight.shape[0] // groups, weight.shape[1]
     merged = 1 if groups == 1 else max(vector // outputs, 1)
     taps = weight.shape[2] * weight.shape[3] if products == 1 else 1
-    block = -(-outputs * merged // vector) * vector * (1 + taps * inputs * merged)
+    depth = -(-inputs * merged // step) * step
+    block = -(-outputs * merged // vector) * vector * (step + taps * depth)
     return weight.new_empty(products * -(-groups // merged) * block, dtype=wide)
 
 
@@ -58,7 +62,8 @@ def pack_conv(weight, bias, groups=1):
         groups (int): Groups of the convolution.
 
     Returns:
-        Tensor: Opaque; float32, or float64 for float64.
+        Tensor: Opaque; float32, or float64 for float64, or bfloat16 for bfloat16 where the
+        CPU multiplies it.
     """
     return torch.cat([bias, weight.flatten()])
 

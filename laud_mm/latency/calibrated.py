@@ -45,15 +45,18 @@ class CalibratedPredictor:
             check_stamp(self.path, self.stamp)
         self.name = self.path.stem
         self.model = StepModel(content['weights'], content['units'], content['factors'])
+        # Where bf16 has dot products, no net of the calibration ran Winograd's steps.
+        direct = self.precision == 'bf16' and 'rows3x3_winograd' not in content['weights']
+        self._case = dict(device=self.stamp['device'], dot_products=direct)
 
     def predict(self, network, rates=1.0, batch=None, about=None):
         """Predict a backbone; arguments and result as of `AnalyticPredictor.predict`."""
         batch = check_batch(1 if batch is None else batch)
-        rates, device = block_rates(network, rates), self.stamp['device']
+        rates = block_rates(network, rates)
         outside = network.outside_calls(batch)
-        dynamic = [block.calls(rate, batch, device=device)
+        dynamic = [block.calls(rate, batch, **self._case)
                    for block, rate in zip(network.blocks, rates)]
-        static = [block.static_calls(batch, device=device) for block in network.blocks]
+        static = [block.static_calls(batch, **self._case) for block in network.blocks]
         far, static_far = (far_shares([*outside, *itertools.chain(*own)])
                            for own in (dynamic, static))
         blocks = tuple(
@@ -65,7 +68,7 @@ class CalibratedPredictor:
 
     def route_ms(self, block: BlockSpec, batch: int, route: Any, rates: Rates | None) -> float:
         """Latency of one block on one of its routes, weights from far away."""
-        calls = block.calls(rates, batch, route, device=self.stamp['device'])
+        calls = block.calls(rates, batch, route, **self._case)
         return sum(op.latency_ms for op in self._run(calls, (1.0,) * len(NEAR_WEIGHTS_M)))
 
     def _run(self, calls, far):

@@ -68,7 +68,7 @@ def net_calls(net: Any, x: torch.Tensor, decisions: dict | None) -> list[StepCal
     calls = spec.outside_calls(len(x))[:-tail or None]
     for block, own in zip(net.blocks(), spec.blocks):
         case = Case(own.shape, own.in_size, len(x), x.device.type, ops.has_kernel(x.device),
-                    owns_input=block.owns_input)
+                    owns_input=block.owns_input, dot_products=ops.has_dot_products(x))
         static = decisions is None or block.masker is None
         program = own.shape.program(case, own.shape.static_route if static else None)
         decision = block.static_decision() if decisions is None else decisions[own.name]

@@ -46,7 +46,8 @@ def default_route(case: Case) -> BottleneckRoute:
         picks = (case.kernels and shape.groups == 1 and not shape.se_channels
                  and not shape.mask_before_norm)
         channels = 'picked' if picks else 'sliced'
-    winograd = case.packs and channels is None and shape.tiles_pay(patch_side(case))
+    winograd = (case.packs and not case.dot_products and channels is None
+                and shape.tiles_pay(patch_side(case)))
     return BottleneckRoute('listed', (), channels, winograd, fusion_pays(case))
 
 

@@ -28,6 +28,8 @@ class Case:
         kernels (bool): Whether compiled operations serve the device, not references.
         gradients (bool): Whether gradients are recorded: then nothing is packed.
         owns_input (bool): Whether the block may write over its input.
+        dot_products (bool): Whether the device multiplies the input's half type as it is; then
+            direct convolutions beat Winograd's, which compute in float.
     """
     shape: Any
     in_size: Size
@@ -36,6 +38,7 @@ class Case:
     kernels: bool = True
     gradients: bool = False
     owns_input: bool = True
+    dot_products: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, 'shape', replace(self.shape, name='', stage=0))

@@ -106,8 +106,10 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))
 
 @compiled
 @pytest.mark.slow
-@pytest.mark.parametrize('isa', ['avx2', 'baseline'])
+@pytest.mark.parametrize('isa', ['avx512', 'avx2', 'baseline'])
 def test_parity_holds_on_narrower_instruction_sets(isa):
+    if isa == 'avx512' and torch.backends.cpu.get_cpu_capability() != 'AVX512':
+        pytest.skip('this CPU has no AVX-512')
     if isa == 'avx2' and torch.backends.cpu.get_cpu_capability() not in ('AVX2', 'AVX512'):
         pytest.skip('this CPU has no AVX2')
     files = [ROOT / 'tests' / 'test_ops' / name for name in ('test_parity.py', 'test_leaks.py')]

@@ -140,7 +140,8 @@ class DynamicBlock(BaseModule):
     def case(self, x: Tensor, owns_input: bool = False) -> Case:
         """The case of an input: what the choice of a program depends on."""
         return Case(self.shape, self.in_size(x), len(x), x.device.type,
-                    ops.has_kernel(x.device), torch.is_grad_enabled(), owns_input)
+                    ops.has_kernel(x.device), torch.is_grad_enabled(), owns_input,
+                    ops.has_dot_products(x))
 
     def program(self, x: Tensor, static: bool = False, plan: Any = None,
                 owns_input: bool = False) -> tuple[Case, Program]:

@@ -214,7 +214,8 @@ def _conv1x1_add_patches(run, step):
     if rows is None:  # no channel is on: the bias is left
         rows = run.x.new_empty(len(run.index), step.patch_rows, 0)
     run.out = ops.conv1x1_add_patches_(run.out, run.identity, rows, run.index, run.count,
-                                       conv.weight, conv.bias, step.patch, packed=conv.packed,
+                                       conv.weight, conv.bias, step.patch,
+                                       packed=conv.packed_wide if run.channels else conv.packed,
                                        **run.channels)
 
 

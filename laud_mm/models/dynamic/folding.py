@@ -34,6 +34,13 @@ class FoldedConv:
         return ops.pack_conv(self.weight, self.bias, self.groups)
 
     @cached_property
+    def packed_wide(self) -> Tensor | None:
+        """`packed` for kernels that pick inputs, which widen half types; None likewise."""
+        if self.weight.dtype != torch.bfloat16 or not self._for_kernels():
+            return self.packed
+        return ops.pack_conv(self.weight.float(), self.bias.float(), self.groups)
+
+    @cached_property
     def packed_winograd(self) -> Tensor | None:
         """The weights as the CPU kernels transform them, of a 3x3 convolution; None likewise."""
         if not self._for_kernels():

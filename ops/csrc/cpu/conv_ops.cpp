@@ -12,6 +12,7 @@ Tensor pack_conv(const Tensor& weight, const Tensor& bias, int64_t groups) {
   TORCH_CHECK(weight.dim() == 4, "weight must have 4 dimensions, got shape ", weight.sizes());
   check_positive("groups", groups);
   check_shape("bias", bias, {weight.size(0)});
+  if (multiplies_bfloat16(weight)) return pack_as<Bfloat16>(weight, bias, groups);
   return compute_type(weight) == at::kDouble ? pack_as<double>(weight, bias, groups)
                                              : pack_as<float>(weight, bias, groups);
 }
@@ -50,7 +51,7 @@ void run_conv(const Weights<T>& weights, const Channels& channels, Picks picks,
               bool relu, bool adds, const Fill& fill) {
   if (!channels.given())
     return run_rows<T>(weights.layout, weights.data(), listed * unit_rows, relu, adds, fill);
-  run_channel_rows<T>(weights.layout, weights.data(), weights.bias.template const_data_ptr<T>(),
+  if constexpr (!std::is_same_v<T, Bfloat16>) run_channel_rows<T>(weights.layout, weights.data(), weights.bias.template const_data_ptr<T>(),
                       list_of(channels), picks,
                       by_sample(units, listed, samples, units_per_sample, unit_rows),
                       relu, adds, fill);
@@ -62,8 +63,8 @@ void conv1x1_positions_as(const Tensor& x, const OptionalTensor& index, int64_t 
                           const Channels& channels, Tensor& y) {
   const MapSize in = size_of(x), out = size_of(y);
   const int64_t depth = x.size(1), width = y.size(1);
-  const T* from = x.const_data_ptr<T>();
-  T* to = y.mutable_data_ptr<T>();
+  const T* from = data_of<T>(x);
+  T* to = data_to<T>(y);
   const int32_t* positions = index ? index->const_data_ptr<int32_t>() : nullptr;
   run_conv<T>(weights, channels, Picks::kOutputs, positions, listed, out.samples,
               out.height * out.width, 1, relu, false,
@@ -104,9 +105,9 @@ void conv3x3_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
                         const Channels& channels, Tensor& rows_out) {
   const MapSize in = size_of(y);
   const int64_t depth = y.size(1), width = rows_out.size(2);
-  const std::vector<T> zeros(depth, T(0));
-  const T* from = y.const_data_ptr<T>();
-  T* to = rows_out.mutable_data_ptr<T>();
+  const std::vector<T> zeros(depth, T{});
+  const T* from = data_of<T>(y);
+  T* to = data_to<T>(rows_out);
   const int32_t* patches = index.const_data_ptr<int32_t>();
   run_conv<T>(weights, channels, Picks::kBoth, patches, listed, in.samples,
               grid.rows() * grid.columns(), grid.area(), true, false,
@@ -147,9 +148,9 @@ void conv1x1_add_patches_as(Tensor& out, const Tensor& identity, const Tensor& r
                             const Tensor& index, int64_t listed, const PatchGrid& grid,
                             const Weights<T>& weights, const Channels& channels) {
   const int64_t depth = rows_in.size(2), width = out.size(1);
-  const T* from = rows_in.const_data_ptr<T>();
-  const T* base = identity.const_data_ptr<T>();
-  T* to = out.mutable_data_ptr<T>();
+  const T* from = data_of<T>(rows_in);
+  const T* base = data_of<T>(identity);
+  T* to = data_to<T>(out);
   const int32_t* patches = index.const_data_ptr<int32_t>();
   run_conv<T>(weights, channels, Picks::kInputs, patches, listed, grid.map.samples,
               grid.rows() * grid.columns(), grid.area(), true, true,
@@ -177,6 +178,12 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const Opt
                          int64_t group_size, const OptionalTensor& packed) {
   const auto call = check_positions(
       x, index, count, weight, bias, stride, channel_index, channel_count, group_size);
+  if (multiplies_bfloat16(x) && !call.channels.given()) {
+    Tensor y = empty_map(x, call.out, weight.size(0));
+    conv1x1_positions_as<Bfloat16>(x, index, call.listed, {weight, bias, 1, false, packed}, stride,
+                                   relu, call.channels, y);
+    return y;
+  }
   const auto type = compute_type(x);
   const Tensor from = x.to(type);
   Tensor y = empty_map(from, call.out, weight.size(0));
@@ -200,6 +207,13 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
               "winograd needs packed weights, stride, dilation and groups of 1 and all channels, "
               "got stride ", stride, ", dilation ", dilation, ", groups ", groups,
               packed ? "" : ", no packed", call.channels.given() ? ", channel_index" : "");
+  if (multiplies_bfloat16(y) && !call.channels.given() && !winograd) {
+    Tensor rows = at::empty({index.numel(), call.grid.area(), weight.size(0)},
+                            y.options().memory_format(at::MemoryFormat::Contiguous));
+    conv3x3_patches_as<Bfloat16>(y, index, call.listed, call.grid, {stride, dilation},
+                                 {weight, bias, groups, false, packed}, call.channels, rows);
+    return rows;
+  }
   const auto type = compute_type(y);
   const Tensor from = y.to(type);
   Tensor rows = at::empty({index.numel(), call.grid.area(), weight.size(0)}, from.options());
@@ -222,6 +236,10 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
   const auto call =
       check_add_patches(out, identity, rows, index, count, weight, bias, granularity,
                         channel_index, channel_count, group_size);
+  if (multiplies_bfloat16(out) && !call.channels.given())
+    return conv1x1_add_patches_as<Bfloat16>(out, identity.to(at::kBFloat16),
+                                            rows.to(at::kBFloat16), index, call.listed, call.grid,
+                                            {weight, bias, 1, false, packed}, call.channels);
   const auto type = compute_type(out);
   const bool same = type == out.scalar_type();
   const Tensor from = rows.to(type), base = identity.to(type);

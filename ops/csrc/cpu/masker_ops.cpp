@@ -28,21 +28,27 @@ template <typename T>
 void patch_mask_as(const Tensor& x, const Tensor& weight, const Tensor& bias,
                    const PatchGrid& grid, Tensor& mask) {
   const auto& kernels = row_gemm<T>();
+  using Sum = typename RowTypes<T>::Sum;
   const int64_t channels = x.size(1);
-  const T* from = x.const_data_ptr<T>();
-  const T* w = weight.const_data_ptr<T>();
-  std::vector<T> logits(grid.map.positions());
+  const T* from = data_of<T>(x);
+  const Sum* w = data_of<Sum>(weight);
+  std::vector<Sum> logits(grid.map.positions());
   at::parallel_for(0, grid.map.positions(), 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) logits[i] = kernels.dot(from + i * channels, w, channels);
   });
-  threshold(logits, *bias.const_data_ptr<T>(), grid, mask);
+  threshold(logits, *data_of<Sum>(bias), grid, mask);
 }
 
 Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window) {
   const auto grid = check_masker(x, weight, bias, window);
   const auto type = compute_type(x);
   Tensor mask = at::empty({x.size(0), grid.rows(), grid.columns()}, x.options().dtype(at::kBool));
-  const Tensor from = x.to(type), w = weight.to(type).contiguous(), b = bias.to(type);
+  const Tensor w = weight.to(type).contiguous(), b = bias.to(type);
+  if (multiplies_bfloat16(x)) {
+    patch_mask_as<Bfloat16>(x, w, b, grid, mask);
+    return mask;
+  }
+  const Tensor from = x.to(type);
   AT_DISPATCH_FLOATING_TYPES(type, "patch_mask", [&] {
     patch_mask_as<scalar_t>(from, w, b, grid, mask);
   });
@@ -51,10 +57,11 @@ Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int
 
 template <typename T>
 void position_means_as(const Tensor& x, Tensor& means) {
+  using Sum = typename RowTypes<T>::Sum;
   const auto& kernels = row_gemm<T>();
   const int64_t channels = x.size(1), area = x.size(2) * x.size(3);
-  const T* from = x.const_data_ptr<T>();
-  T* to = means.mutable_data_ptr<T>();
+  const T* from = data_of<T>(x);
+  Sum* to = data_to<Sum>(means);
   // Lines of 64 channels or more are shared, so that one sample keeps all threads busy.
   const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(channels / 64, at::get_num_threads()));
   const int64_t step = round_up(ceil_div(channels, parts), 16);
@@ -63,8 +70,8 @@ void position_means_as(const Tensor& x, Tensor& means) {
       const int64_t n = task / parts, first = task % parts * step;
       const int64_t size = std::min(step, channels - first);
       if (size <= 0) continue;
-      T* sum = to + n * channels + first;
-      std::fill(sum, sum + size, T(0));
+      Sum* sum = to + n * channels + first;
+      std::fill(sum, sum + size, Sum(0));
       for (int64_t p = 0; p < area; p++)
         kernels.accumulate(from + (n * area + p) * channels + first, size, sum);
       for (int64_t c = 0; c < size; c++) sum[c] /= area;
@@ -75,8 +82,13 @@ void position_means_as(const Tensor& x, Tensor& means) {
 Tensor position_means(const Tensor& x) {
   check_map("x", x);
   const auto type = compute_type(x);
+  Tensor means = at::empty({x.size(0), x.size(1)},
+                           x.options().dtype(type).memory_format(at::MemoryFormat::Contiguous));
+  if (multiplies_bfloat16(x)) {
+    position_means_as<Bfloat16>(x, means);
+    return means;
+  }
   const Tensor from = x.to(type);
-  Tensor means = at::empty({x.size(0), x.size(1)}, from.options().memory_format(at::MemoryFormat::Contiguous));
   AT_DISPATCH_FLOATING_TYPES(type, "position_means", [&] {
     position_means_as<scalar_t>(from, means);
   });
@@ -86,12 +98,13 @@ Tensor position_means(const Tensor& x) {
 template <typename T>
 void masker_conv1x1_as(const Tensor& x, const Weights<T>& weights, const Tensor& mask_weight,
                        const Tensor& mask_bias, const PatchGrid& grid, Tensor& y, Tensor& mask) {
+  using Sum = typename RowTypes<T>::Sum;
   const auto& kernels = row_gemm<T>();
   const int64_t depth = x.size(1), width = y.size(1);
-  const T* from = x.const_data_ptr<T>();
-  const T* w = mask_weight.const_data_ptr<T>();
-  T* to = y.mutable_data_ptr<T>();
-  std::vector<T> logits(grid.map.positions());
+  const T* from = data_of<T>(x);
+  const Sum* w = data_of<Sum>(mask_weight);
+  T* to = data_to<T>(y);
+  std::vector<Sum> logits(grid.map.positions());
   run_rows<T>(weights.layout, weights.data(), grid.map.positions(), true, false,
               [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
                 for (int64_t r = first; r < last; r++) {
@@ -101,7 +114,7 @@ void masker_conv1x1_as(const Tensor& x, const Weights<T>& weights, const Tensor&
                   if (rows.first_columns) logits[r] = kernels.dot(from + r * depth, w, depth);
                 }
               });
-  threshold(logits, *mask_bias.const_data_ptr<T>(), grid, mask);
+  threshold(logits, *data_of<Sum>(mask_bias), grid, mask);
 }
 
 std::tuple<Tensor, Tensor> masker_conv1x1(const Tensor& x, const Tensor& weight,
@@ -112,7 +125,13 @@ std::tuple<Tensor, Tensor> masker_conv1x1(const Tensor& x, const Tensor& weight,
   check_conv(x, weight, bias, 1, x.size(1), 1);
   const auto type = compute_type(x);
   Tensor mask = at::empty({x.size(0), grid.rows(), grid.columns()}, x.options().dtype(at::kBool));
-  const Tensor from = x.to(type), w = mask_weight.to(type).contiguous(), b = mask_bias.to(type);
+  const Tensor w = mask_weight.to(type).contiguous(), b = mask_bias.to(type);
+  if (multiplies_bfloat16(x)) {
+    Tensor y = empty_map(x, size_of(x), weight.size(0));
+    masker_conv1x1_as<Bfloat16>(x, {weight, bias, 1, false, packed}, w, b, grid, y, mask);
+    return {y, mask};
+  }
+  const Tensor from = x.to(type);
   Tensor y = empty_map(from, size_of(x), weight.size(0));
   AT_DISPATCH_FLOATING_TYPES(type, "masker_conv1x1", [&] {
     const Weights<scalar_t> weights(weight, bias, 1, false, packed);

@@ -1,5 +1,5 @@
-// Picks the widest instruction set that this CPU has; LAUD_MM_ISA (avx512, avx2 or
-// baseline) asks for a narrower one.
+// Picks the widest instruction set that this CPU has: avx512_bf16, or what LAUD_MM_ISA asks
+// for of avx512, avx2 and baseline.
 #include <cstdlib>
 #include <cstring>
 
@@ -14,6 +14,9 @@ namespace avx512 {
 extern const RowGemmKernels<float> floats;
 extern const RowGemmKernels<double> doubles;
 }  // namespace avx512
+namespace avx512_bf16 {
+extern const RowGemmKernels<Bfloat16> bfloats;
+}  // namespace avx512_bf16
 namespace avx2 {
 extern const RowGemmKernels<float> floats;
 extern const RowGemmKernels<double> doubles;
@@ -22,15 +25,20 @@ extern const RowGemmKernels<double> doubles;
 
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512 };
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
 
 Isa choose() {
 #if defined(__x86_64__)
   const char* wanted = std::getenv("LAUD_MM_ISA");
   const bool narrow = wanted && !std::strcmp(wanted, "baseline");
   const bool medium = wanted && !std::strcmp(wanted, "avx2");
-  if (!narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    return !medium && __builtin_cpu_supports("avx512f") ? Isa::kAvx512 : Isa::kAvx2;
+  const bool wide = wanted && !std::strcmp(wanted, "avx512");
+  if (!narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    if (medium || !__builtin_cpu_supports("avx512f")) return Isa::kAvx2;
+    const bool dots = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl");
+    return !wide && dots ? Isa::kAvx512Bf16 : Isa::kAvx512;
+  }
 #endif
   return Isa::kBaseline;
 }
@@ -47,6 +55,7 @@ Isa isa() {
   template <>                                          \
   const RowGemmKernels<T>& row_gemm<T>() {             \
     switch (isa()) {                                   \
+      case Isa::kAvx512Bf16:                           \
       case Isa::kAvx512: return avx512::name;          \
       case Isa::kAvx2: return avx2::name;              \
       default: return baseline::name;                  \
@@ -60,8 +69,20 @@ Isa isa() {
 LAUD_KERNELS(float, floats)
 LAUD_KERNELS(double, doubles)
 
+bool has_bfloat16() { return isa() == Isa::kAvx512Bf16; }
+
+template <>
+const RowGemmKernels<Bfloat16>& row_gemm<Bfloat16>() {
+#if defined(__x86_64__)
+  return avx512_bf16::bfloats;
+#else
+  static const RowGemmKernels<Bfloat16> none = {};
+  return none;
+#endif
+}
+
 const char* row_gemm_isa() {
-  const char* names[] = {"baseline", "avx2", "avx512"};
+  const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
   return names[static_cast<int>(isa())];
 }
 

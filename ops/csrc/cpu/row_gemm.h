@@ -14,6 +14,23 @@
 
 namespace laud {
 
+// Half precision as it lies in memory. Sums are taken in float, products in pairs of inputs,
+// by the hardware's dot products: panels hold [taps * pairs][columns of p][2].
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct RowTypes {
+  using Sum = T;
+  static constexpr int64_t step = 1;  // inputs that are multiplied at once
+};
+template <>
+struct RowTypes<Bfloat16> {
+  using Sum = float;
+  static constexpr int64_t step = 2;
+};
+
 template <typename T>
 struct RowGemm {
   int64_t rows = 0;
@@ -23,8 +40,8 @@ struct RowGemm {
   int64_t in_offset = 0;            // added to each: the first input channel
   const T* packed = nullptr;        // from pack(), of this matrix's first panel
   const int32_t* picked = nullptr;  // null, or the packed row of each k (one tap only)
-  int64_t packed_depth = 0;         // rows of a packed panel: taps * depth unless picked
-  const T* bias = nullptr;          // padded like the weights
+  int64_t packed_depth = 0;         // rows of a packed panel: taps * padded depth unless picked
+  const typename RowTypes<T>::Sum* bias = nullptr;  // padded like the weights
   int64_t columns = 0;              // N
   const T* const* add = nullptr;    // null, or one address per row
   T* const* out = nullptr;          // one address per row
@@ -40,10 +57,11 @@ struct RowGemmKernels {
   void (*run)(const RowGemm<T>&);
   // Copies runs of `size` elements, `from[i] * size` on, side by side.
   void (*pick)(const T* row, const int32_t* from, int64_t count, int64_t size, T* to);
+  using Sum = typename RowTypes<T>::Sum;
   // Weighted sum of a row: sum of row[i] * weight[i].
-  T (*dot)(const T* row, const T* weight, int64_t size);
+  Sum (*dot)(const T* row, const Sum* weight, int64_t size);
   // sum[i] += row[i].
-  void (*accumulate)(const T* row, int64_t size, T* sum);
+  void (*accumulate)(const T* row, int64_t size, Sum* sum);
   // Transforms of a row (0 to 3) of one tile, see winograd_impl.h.
   void (*winograd_in)(int row, const T* const* d, int64_t depth, T* to, int64_t stride);
   void (*winograd_out)(int row, const T* from, int64_t stride, int64_t columns, T* const* out);
@@ -53,6 +71,9 @@ template <typename T>
 const RowGemmKernels<T>& row_gemm();
 
 const char* row_gemm_isa();
+
+// Whether there are dot products of Bfloat16; else there are no kernels of it.
+bool has_bfloat16();
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 

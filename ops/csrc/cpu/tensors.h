@@ -2,6 +2,8 @@
 #pragma once
 #include <ATen/Functions.h>
 
+#include <type_traits>
+
 #include "../common/calls.h"
 #include "winograd.h"
 
@@ -12,21 +14,37 @@ inline at::ScalarType compute_type(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-inline PackedLayout layout_of(const Tensor& weight, int64_t groups, int64_t vector) {
+// Whether a convolution multiplies bfloat16 as it is; its maps then stay as narrow as they are.
+inline bool multiplies_bfloat16(const Tensor& x) {
+  return x.scalar_type() == at::kBFloat16 && has_bfloat16();
+}
+
+template <typename T>
+constexpr at::ScalarType scalar_type() {
+  if constexpr (std::is_same_v<T, Bfloat16>) return at::kBFloat16;
+  else return c10::CppTypeToScalarType<T>::value;
+}
+
+template <typename T>
+const T* data_of(const Tensor& x) { return static_cast<const T*>(x.const_data_ptr()); }
+template <typename T>
+T* data_to(Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()); }
+
+template <typename T>
+PackedLayout layout_of(const Tensor& weight, int64_t groups) {
   return PackedLayout::of(weight.size(2) * weight.size(3), weight.size(1) * groups,
-                          weight.size(0), groups, vector);
+                          weight.size(0), groups, row_gemm<T>().vector, RowTypes<T>::step);
 }
 
 template <typename T>
 Tensor pack_as(const Tensor& weight, const Tensor& bias, int64_t groups) {
-  const int64_t vector = row_gemm<T>().vector;
-  const auto layout = layout_of(weight, groups, vector);
-  const auto options = weight.options().dtype(c10::CppTypeToScalarType<T>::value);
-  Tensor packed = at::zeros({layout.size(vector)}, options);
+  using Sum = typename RowTypes<T>::Sum;
+  const auto layout = layout_of<T>(weight, groups);
+  const auto options = weight.options().dtype(scalar_type<T>());
+  Tensor packed = at::zeros({layout.size(row_gemm<T>().vector)}, options);
   const Tensor rows = weight.to(options).permute({0, 2, 3, 1}).contiguous();
-  const Tensor shifts = bias.to(options).contiguous();
-  pack(layout, rows.template const_data_ptr<T>(), shifts.template const_data_ptr<T>(),
-       packed.template mutable_data_ptr<T>());
+  const Tensor shifts = bias.to(scalar_type<Sum>()).contiguous();
+  pack(layout, data_of<T>(rows), data_of<Sum>(shifts), data_to<T>(packed));
   return packed;
 }
 
@@ -61,8 +79,8 @@ struct Weights {
 
   Weights(const Tensor& weight, const Tensor& bias_, int64_t groups, bool slices,
           const OptionalTensor& prepared)
-      : layout(layout_of(weight, groups, row_gemm<T>().vector)) {
-    const auto type = c10::CppTypeToScalarType<T>::value;
+      : layout(layout_of<T>(weight, groups)) {
+    const auto type = scalar_type<T>();
     const int64_t size = slices ? layout.taps * layout.inputs * layout.outputs
                                 : layout.size(row_gemm<T>().vector);
     bias = bias_.to(type).contiguous();
@@ -75,7 +93,7 @@ struct Weights {
       matrix = pack_as<T>(weight, bias, groups);
     }
   }
-  const T* data() const { return matrix.template const_data_ptr<T>(); }
+  const T* data() const { return data_of<T>(matrix); }
 };
 
 }  // namespace laud

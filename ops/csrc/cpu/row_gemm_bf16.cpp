@@ -1,0 +1,146 @@
+// RowGemm of Bfloat16 by the dot products of AVX512-BF16: two inputs for each lane and cycle.
+#include "row_gemm.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,prefer-vector-width=512")
+#endif
+
+namespace laud {
+namespace avx512_bf16 {
+namespace {
+
+constexpr int kRows = 6, kVectors = 4, kLanes = 16;
+
+inline __m512 widen(__m256i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+inline __mmask16 first_lanes(int64_t count) {
+  return count >= kLanes ? 0xffff : (1u << count) - 1;
+}
+
+inline __m512 load(const Bfloat16* p, __mmask16 mask) {
+  return widen(_mm256_maskz_loadu_epi16(mask, p));
+}
+
+inline __m512bh pairs_of(int32_t pair) { return (__m512bh)_mm512_set1_epi32(pair); }
+
+template <int R, int V>
+inline void finish(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t columns,
+                   const __m512 (&acc)[R][V]) {
+  for (int r = 0; r < R; r++) {
+    Bfloat16* out = g.out[row + r] + g.out_offset + column;
+    const Bfloat16* add = g.add ? g.add[row + r] + g.out_offset + column : nullptr;
+    for (int v = 0; v < V; v++) {
+      const int64_t left = columns - v * kLanes;
+      if (left <= 0) break;
+      const __mmask16 mask = first_lanes(left);
+      __m512 y = acc[r][v];
+      if (add) y = _mm512_add_ps(y, load(add + v * kLanes, mask));
+      // Written so that NaN stays.
+      if (g.relu) y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_LT_OQ),
+                                         _mm512_setzero_ps());
+      _mm256_mask_storeu_epi16(out + v * kLanes, mask, (__m256i)_mm512_cvtneps_pbh(y));
+    }
+  }
+}
+
+template <int R, int V>
+void tile(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t columns,
+          const Bfloat16* weight) {
+  __m512 acc[R][V];
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) acc[r][v] = _mm512_loadu_ps(g.bias + column + v * kLanes);
+  for (int64_t t = 0; t < g.taps; t++) {
+    const Bfloat16* in[R];
+    for (int r = 0; r < R; r++) in[r] = g.in[(row + r) * g.taps + t] + g.in_offset;
+    int64_t k = 0;
+    for (; k + 2 <= g.depth; k += 2, weight += 2 * V * kLanes) {
+      __m512bh b[V];
+      for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_si512(weight + 2 * v * kLanes);
+      for (int r = 0; r < R; r++) {
+        int32_t pair;
+        __builtin_memcpy(&pair, in[r] + k, sizeof(pair));
+        const __m512bh a = pairs_of(pair);
+        for (int v = 0; v < V; v++) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], a, b[v]);
+      }
+    }
+    if (k < g.depth) {  // an odd input alone: what follows it is not the row's
+      for (int r = 0; r < R; r++) {
+        const __m512bh a = pairs_of(in[r][k].bits);
+        for (int v = 0; v < V; v++)
+          acc[r][v] = _mm512_dpbf16_ps(
+              acc[r][v], a, (__m512bh)_mm512_loadu_si512(weight + 2 * v * kLanes));
+      }
+      weight += 2 * V * kLanes;
+    }
+  }
+  finish<R, V>(g, row, column, columns, acc);
+}
+
+template <int V>
+void rows_of_panel(const RowGemm<Bfloat16>& g, int64_t column, int64_t columns,
+                   const Bfloat16* panel) {
+  int64_t row = 0;
+  for (; row + kRows <= g.rows; row += kRows) tile<kRows, V>(g, row, column, columns, panel);
+  switch (g.rows - row) {
+    case 1: return tile<1, V>(g, row, column, columns, panel);
+    case 2: return tile<2, V>(g, row, column, columns, panel);
+    case 3: return tile<3, V>(g, row, column, columns, panel);
+    case 4: return tile<4, V>(g, row, column, columns, panel);
+    case 5: return tile<5, V>(g, row, column, columns, panel);
+  }
+}
+
+void run(const RowGemm<Bfloat16>& g) {
+  constexpr int64_t width = kVectors * kLanes;
+  for (int64_t column = 0; column < g.columns; column += width) {
+    const Bfloat16* panel = g.packed + column * g.packed_depth;
+    const int64_t columns = g.columns - column < width ? g.columns - column : width;
+    switch ((columns + kLanes - 1) / kLanes) {
+      case 1: rows_of_panel<1>(g, column, columns, panel); break;
+      case 2: rows_of_panel<2>(g, column, columns, panel); break;
+      case 3: rows_of_panel<3>(g, column, columns, panel); break;
+      case 4: rows_of_panel<4>(g, column, columns, panel); break;
+    }
+  }
+}
+
+float dot(const Bfloat16* row, const float* weight, int64_t size) {
+  __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __mmask16 mask = first_lanes(size - i);
+    const int half = i / kLanes & 1;
+    sums[half] = _mm512_fmadd_ps(load(row + i, mask), _mm512_maskz_loadu_ps(mask, weight + i),
+                                 sums[half]);
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
+}
+
+void accumulate(const Bfloat16* row, int64_t size, float* sum) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __mmask16 mask = first_lanes(size - i);
+    const __m512 y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + i), load(row + i, mask));
+    _mm512_mask_storeu_ps(sum + i, mask, y);
+  }
+}
+
+}  // namespace
+
+extern const RowGemmKernels<Bfloat16> bfloats;
+const RowGemmKernels<Bfloat16> bfloats = {kLanes, kVectors * kLanes, run,     nullptr,
+                                          dot,    accumulate,        nullptr, nullptr};
+
+}  // namespace avx512_bf16
+}  // namespace laud
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
