@@ -113,6 +113,7 @@ def test_learning_rates_decay_layer_by_layer(cls):
     pytest.importorskip('mmpretrain')
     model = MODELS.build(dict(
         type='mmpretrain.ImageClassifier', backbone=dict(type=cls, **SMALL[cls]),
+        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
         head=dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=8)))
     wrapper = build_optim_wrapper(model, dict(
         constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
