@@ -3,6 +3,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from laud_mm.evaluation import configured_target
@@ -111,9 +112,9 @@ def test_layer_depths_are_mmpretrains(depth):
 @BACKBONES
 def test_learning_rates_decay_layer_by_layer(cls):
     pytest.importorskip('mmpretrain')
+    init_default_scope('mmpretrain')
     model = MODELS.build(dict(
         type='mmpretrain.ImageClassifier', backbone=dict(type=cls, **SMALL[cls]),
-        data_preprocessor=dict(type='mmpretrain.ClsDataPreprocessor'),
         head=dict(type='mmpretrain.LinearClsHead', num_classes=4, in_channels=8)))
     wrapper = build_optim_wrapper(model, dict(
         constructor='mmpretrain.LearningRateDecayOptimWrapperConstructor',
