@@ -111,6 +111,17 @@ def test_images_of_other_channels_become_pictures(channels):
     assert shown.shape == (2, 4, 5, 3) and (shown == 16).all()
 
 
+@pytest.mark.parametrize('channels', [1, 4])
+def test_a_set_of_other_channels_is_inspected(channels, tmp_path):
+    model = ToyClassifier(paradigm='spatial', in_channels=channels).eval()
+    model.data_preprocessor = torch.nn.Identity()
+    model.test_step = lambda data: model(data['inputs'])
+    batch = dict(inputs=torch.rand(2, channels, 33, 47) * 255, data_samples=[Sample(0)] * 2)
+    found = inspect_set(model, [batch], 2, 2)
+    assert len(found.fractions) == 2 and found.seen[0].image.shape == (33, 47, 3)
+    save_record_picture(tmp_path / 'a.png', found.seen[0].image, found.seen[0].record)
+
+
 @pytest.mark.parametrize('paradigm', PARADIGMS)
 def test_a_set_is_inspected_image_by_image(paradigm):
     model = lively(InspectedClassifier(paradigm=paradigm))
