@@ -33,10 +33,9 @@ def accuracy_rows(metrics, note=''):
     """
     rows = []
     for kind, of in (('bbox', 'boxes'), ('segm', 'masks')):
-        key = f'coco/{kind}_mAP'
-        if key in metrics:
-            rows.append((f'mAP / mAP50 of {of}{note}',
-                         f'{metrics[key]:.3f} / {metrics[f"{key}_50"]:.3f}'))
+        pair = [metrics.get(f'coco/{kind}_{name}') for name in ('mAP', 'mAP_50')]
+        if all(isinstance(value, (int, float)) for value in pair):
+            rows.append((f'mAP / mAP50 of {of}{note}', ' / '.join(f'{v:.3f}' for v in pair)))
     return rows or [(f'{name}{note}', _format(value)) for name, value in metrics.items()
                     if '/backbone_' not in f'/{name}']
 

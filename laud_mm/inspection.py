@@ -74,6 +74,7 @@ def to_pictures(images, preprocessor):
     Returns:
         np.ndarray: (N, H, W, 3) uint8, RGB.
     """
+    preprocessor = getattr(preprocessor, 'data_preprocessor', preprocessor)  # of several branches
     mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
     images = images.detach().float().cpu()
     if mean is not None:
@@ -118,12 +119,13 @@ def inspect_set(model, loader, max_images=1000, pictures=8):
                for backbone in backbones]
     try:
         for data in loader:
+            passes.clear()
             for backbone in backbones:
                 backbone.record = None
             with torch.no_grad():
                 model.test_step(data)
             backbone = find_running(model, 'inspect_set')
-            images, cost = passes.pop(), backbone.record.cost()
+            images, cost = passes[-1], backbone.record.cost()
             dynamic = torch.tensor(cost.dynamic)
             if not dynamic.any():
                 raise ValueError('the backbone decides on nothing (paradigm=None): there is '

@@ -144,6 +144,39 @@ def patch_pixels(record):
     return pixels
 
 
+def to_rgb(image):
+    """Any image as a picture, (H, W, 3) uint8 RGB.
+
+    Args:
+        image (np.ndarray): (H, W) grey, or (H, W, C) with BGR first, or with fewer channels,
+            of which the mean is shown.
+    """
+    if image.ndim == 3 and image.shape[2] >= 3:
+        return np.ascontiguousarray(image[..., 2::-1])
+    grey = image if image.ndim == 2 else image.mean(-1).round().astype(image.dtype)
+    return np.repeat(grey[..., None], 3, 2)
+
+
+def paint_segments(image, ids, ignored=None):
+    """Tint every segment of an image in a colour of its own.
+
+    Args:
+        image (np.ndarray): (H, W, 3) uint8, RGB.
+        ids (np.ndarray): (H, W) ints, equal within a segment.
+        ignored (int, optional): Id of pixels that stay as they are.
+
+    Returns:
+        np.ndarray: (H, W, 3) uint8.
+    """
+    from matplotlib.colors import hsv_to_rgb
+    found, places = np.unique(ids, return_inverse=True)
+    # Steps of the golden ratio keep the hues of neighbouring ids apart.
+    hues = found * 0.618034 % 1
+    colours = hsv_to_rgb(np.stack([hues, np.ones_like(hues), np.ones_like(hues)], -1)) * 255
+    tinted = (image + colours[places.reshape(ids.shape)]) / 2
+    return np.where((ids == ignored)[..., None], image, tinted.round()).astype(np.uint8)
+
+
 def has_overlays(record):
     """Whether a pass decided on patches, which can be laid over the image."""
     return any(getattr(block.decision, 'patches', None) is not None for block in record.blocks)
@@ -176,8 +209,8 @@ def save_overlay_picture(path, image, record, sample=0, columns=8):
                  *blocks]
         rows += [cells[i:i + columns] for i in range(0, len(cells), columns)]
     width = max(map(len, rows))
-    figure = Figure(figsize=(1.6 * width, 1.8 * size[0] / size[1] * len(rows)), dpi=100,
-                    layout='constrained')
+    height = 1.8 * min(max(size[0] / size[1], 0.25), 4)  # strips get a picture too
+    figure = Figure(figsize=(1.6 * width, height * len(rows)), dpi=100, layout='constrained')
     for axes, cells in zip(figure.subplots(len(rows), width, squeeze=False), rows):
         for axis in axes:
             axis.set_axis_off()

@@ -37,6 +37,10 @@ def test_a_detectors_metrics_may_be_nan(tmp_path):
     assert 'nan / -1.000' in table
 
 
+def test_a_mean_alone_is_a_row(tmp_path):
+    assert '| coco/bbox_mAP | 0.25 |' in write_results({'coco/bbox_mAP': 0.25}, tmp_path, {})
+
+
 def test_several_backbones_have_rows_of_their_own(tmp_path):
     own = {'backbone_flops_g': 1.0, 'backbone_flops_static_g': 2.0, 'backbone_rate': 0.5,
            'backbone_flops_fraction': 0.5, 'backbone_latency_predicted_ms/TX2': 3.0,

@@ -111,6 +111,13 @@ def test_images_of_other_channels_become_pictures(channels):
     assert shown.shape == (2, 4, 5, 3) and (shown == 16).all()
 
 
+def test_normalisation_of_several_branches_is_undone():
+    several = torch.nn.Module()
+    several.data_preprocessor = Preprocessor()
+    images = torch.randn(1, 3, 4, 5)
+    assert (to_pictures(images, several) == to_pictures(images, Preprocessor())).all()
+
+
 @pytest.mark.parametrize('channels', [1, 4])
 def test_a_set_of_other_channels_is_inspected(channels, tmp_path):
     model = ToyClassifier(paradigm='spatial', in_channels=channels).eval()

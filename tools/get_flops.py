@@ -14,6 +14,7 @@ from laud_mm.specs import (
     find_backbone_config,
     static_flops,
 )
+from laud_mm.specs.arguments import check_fraction
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import text_table
 
@@ -61,6 +62,8 @@ def main():
         height, width = args.shape or configured_size(cfg)
         if min(height, width) < 1:
             raise ValueError(f'--shape must be two positive ints, got {height} {width}')
+        for rate in args.rate:
+            check_fraction('--rate', rate)
         spec = backbone_spec(find_backbone_config(cfg.get('model'))[1], (height, width))
         rows = flops_rows(spec, args.rate)
     except (OSError, ValueError) as error:

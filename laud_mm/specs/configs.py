@@ -24,7 +24,7 @@ def find_backbone_configs(model: Any, name: str = 'model') -> dict[str, Any]:
 
 
 def find_backbone_config(model: Any, name: str = 'model') -> tuple[str, Any]:
-    """The config of the one LAUD backbone inside a model's config.
+    """The config of the LAUD backbone inside a model's config: its own, or the only one.
 
     Args:
         model (dict): See `find_backbone_configs`.
@@ -34,9 +34,12 @@ def find_backbone_config(model: Any, name: str = 'model') -> tuple[str, Any]:
         tuple[str, dict]: Its place and the config.
 
     Raises:
-        ValueError: If there is none, or several.
+        ValueError: If there is none, or several and none of them is the model's own `backbone`.
     """
     found = find_backbone_configs(model, name)
+    own = f'{name}.backbone'  # beside a teacher's, for example
+    if own in found:
+        return own, found[own]
     if len(found) != 1:
         raise ValueError(f'{name} must hold the config of one LAUD backbone (type '
                          f'{", ".join(FAMILIES)}), found: {", ".join(found) or "none"}')

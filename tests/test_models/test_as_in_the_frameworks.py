@@ -33,6 +33,9 @@ def test_types_may_be_classes(cls):
     place, found = find_backbone_config(dict(type='SemiBaseDetector', detector=dict(
         type='FasterRCNN', backbone=config)))
     assert place == 'model.detector.backbone' and found is config
+    place, found = find_backbone_config(dict(
+        type='Classifier', backbone=config, teacher=dict(backbone=dict(config, paradigm=None))))
+    assert place == 'model.backbone' and found is config
 
 
 @pytest.mark.parametrize('norm', ['BN', 'BN2d', 'SyncBN', nn.BatchNorm2d, nn.SyncBatchNorm,

@@ -10,7 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.models import BaseDetector
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.structures import PixelData
 
 from laud_mm.demo.detection_set import build_detection_set
 from laud_mm.hooks import ActivationHook
@@ -108,59 +111,90 @@ def test_the_image_demo_draws_objects_beside_what_was_skipped(run, detector, ima
     assert not text.startswith('0 objects')
 
 
-def small_detector(tmp_path, cfg, classes=6):
-    """A config and weights of a detector, written: their paths."""
-    cfg.dump(tmp_path / 'tiny.py')
-    names = tuple(f'class {i}' for i in range(classes))
-    torch.save(dict(state_dict=build_detector(cfg).state_dict(), meta=dict(dataset_meta=dict(
-        classes=names, palette=[(i, i, i) for i in range(classes)]))), tmp_path / 'tiny.pth')
-    return tmp_path / 'tiny.py', tmp_path / 'tiny.pth'
+def show(run, cfg, image, folder, prefix=''):
+    """Run the image demo of a config with fresh weights, saved with a prefix; what it said."""
+    cfg.dump(folder / 'tiny.py')
+    weights = {prefix + key: value for key, value in build_detector(cfg).state_dict().items()}
+    torch.save(dict(state_dict=weights, meta=dict(dataset_meta=dict(classes=tuple('abcdef')))),
+               folder / 'tiny.pth')
+    said = run(ROOT / 'tools' / 'image_demo.py', image, folder / 'tiny.py', folder / 'tiny.pth',
+               '--score', 0.0, '--out', folder / 'demo.png')
+    assert cv2.imread(str(folder / 'demo.png')).shape[0] > 100
+    return said.splitlines()[-1]
 
 
-@pytest.mark.parametrize('channels', [1, 2, 4])
-def test_the_image_demo_reads_as_many_channels_as_the_backbone(run, tmp_path, channels):
+def with_channels(channels):
     cfg = tiny_config('retinanet', in_channels=channels)
-    cfg.model.data_preprocessor.update(
-        dict(mean=[100.0], std=[50.0], bgr_to_rgb=False) if channels == 1 else
-        dict(mean=None, std=None, bgr_to_rgb=False))
-    config, checkpoint = small_detector(tmp_path, cfg)
-    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8)
-    cv2.imwrite(str(tmp_path / 'photo.png'), pixels)
-    demo = (ROOT / 'tools' / 'image_demo.py', tmp_path / 'photo.png', config, checkpoint,
-            '--out', tmp_path / 'demo.png', '--score', 0.0)
-    if channels == 2:
-        with pytest.raises(SystemExit, match='image must have 2 channels.*got 4 in .*photo.png'):
-            run(*demo)
-        assert not (tmp_path / 'demo.png').exists()
-        return
-    assert 'objects from score 0.0 on' in run(*demo)
-    assert cv2.imread(str(tmp_path / 'demo.png')).shape[0] > 100
+    norm = dict(mean=[100.0], std=[50.0]) if channels == 1 else dict(mean=None, std=None)
+    cfg.model.data_preprocessor.update(norm, bgr_to_rgb=False)
+    return cfg
 
 
-def test_the_image_demo_draws_panoptic_and_semantic_segments(run, image, tmp_path):
-    cfg = Config.fromfile(MMDET_TOOLS.parent / 'configs' / 'panoptic_fpn'
-                          / 'panoptic-fpn_r50_fpn_1x_coco.py')
-    tiny = tiny_config('faster_rcnn')
-    cfg.model.backbone = tiny.model.backbone
-    cfg.model.neck.in_channels = tiny.model.neck.in_channels
-    cfg.model.test_cfg.rcnn.score_thr = 0.0
-    config, checkpoint = small_detector(tmp_path, cfg, 133)
-    text = run(ROOT / 'tools' / 'image_demo.py', image, config, checkpoint, '--score', 0.0,
-               '--out', tmp_path / 'demo.png')
-    assert 'panoptic segments; backbone computed' in text
-    assert cv2.imread(str(tmp_path / 'demo.png')).shape[0] > 100
+@pytest.mark.parametrize('channels', [1, 4])
+def test_the_image_demo_reads_the_channels_of_the_backbone(run, channels, image, tmp_path):
+    if channels == 4:
+        image = tmp_path / 'clear.png'
+        cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8))
+    assert ' objects from score 0.0 on' in show(run, with_channels(channels), image, tmp_path)
 
 
-def test_semantic_results_are_counted():
-    from mmdet.structures import DetDataSample
-    from mmengine.structures import PixelData
-    found = DetDataSample()
-    found.pred_sem_seg = PixelData(sem_seg=torch.tensor([[[0, 1], [1, 4]]]))
-    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools' / 'image_demo.py')
-    demo = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(demo)
-    assert demo.count(found, 0.3) == '3 classes of pixels'
-    assert demo.count(DetDataSample(), 0.3) == 'nothing'
+def test_the_image_demo_refuses_an_image_without_the_channels_of_the_backbone(run, image, tmp_path):
+    with pytest.raises(SystemExit, match='image must have 4 channels, as in_channels of the '
+                                         'backbone says, got 3 in .*photo.jpg'):
+        show(run, with_channels(4), image, tmp_path)
+
+
+def test_the_image_demo_draws_segments_of_things_and_stuff(run, image, tmp_path):
+    cfg = tiny_config('mask2former')
+    counts = dict(num_things_classes=4, num_stuff_classes=2)
+    cfg.model.panoptic_head.update(counts)
+    cfg.model.panoptic_head.loss_cls.class_weight = [1.0] * 6 + [0.1]
+    cfg.model.panoptic_fusion_head.update(counts)
+    cfg.model.test_cfg.update(panoptic_on=True, instance_on=False, object_mask_thr=0.0,
+                              iou_thr=0.0)
+    found = int(show(run, cfg, image, tmp_path).split(' segments; backbone computed')[0])
+    assert found > 0
+    cfg.model.test_cfg.update(object_mask_thr=1.0, instance_on=True)
+    assert ' objects from score 0.0 on, 0 segments; ' in show(run, cfg, image, tmp_path)
+
+
+@MODELS.register_module()
+class Segmentor(BaseDetector):
+    """Says of every pixel what class it is, as mmseg's models do."""
+
+    def __init__(self, backbone, data_preprocessor=None):
+        super().__init__(data_preprocessor)
+        self.backbone = MODELS.build(backbone)
+
+    def predict(self, inputs, samples):
+        self.backbone(inputs)
+        for sample in samples:
+            classes = torch.arange(90 * 120).view(1, 90, 120) % 3
+            classes[:, :9] = 255
+            sample.pred_sem_seg = PixelData(data=classes)
+        return samples
+
+    def loss(self, *args):
+        pass
+
+    _forward = extract_feat = loss
+
+
+def test_the_image_demo_draws_classes_of_pixels(run, image, tmp_path):
+    cfg = tiny_config('retinanet')
+    cfg.model = dict(type='Segmentor', backbone=cfg.model.backbone,
+                     data_preprocessor=cfg.model.data_preprocessor)
+    cfg.visualizer = None  # nothing of it is needed
+    assert show(run, cfg, image, tmp_path).startswith('3 classes of pixels; backbone computed')
+
+
+def test_the_image_demo_takes_the_backbone_that_ran_of_a_nested_detector(run, image, tmp_path):
+    cfg = tiny_config('retinanet')
+    cfg.model = dict(type='SemiBaseDetector', detector=cfg.model, semi_train_cfg=dict(),
+                     semi_test_cfg=dict(predict_on='teacher'), data_preprocessor=dict(
+                         type='MultiBranchDataPreprocessor',
+                         data_preprocessor=cfg.model.data_preprocessor))
+    assert ' objects from score 0.0 on; ' in show(run, cfg, image, tmp_path)
 
 
 @pytest.mark.parametrize('config, size', [
