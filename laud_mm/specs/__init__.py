@@ -4,7 +4,6 @@ from .bottleneck import CHANNEL_MASKERS, PARADIGMS, BottleneckShape
 from .configs import (
     configured_size,
     find_backbone_config,
-    find_backbone_configs,
     is_detector,
 )
 from .families import (
@@ -35,7 +34,7 @@ __all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'Case', 'FAMILIES'
            'NETWORKS', 'NetworkSpec', 'OpSpec', 'PARADIGMS', 'Program', 'Rates', 'STEP_KINDS',
            'Size', 'Step', 'StepCall', 'StepKind', 'TRANSFORMER_PARADIGMS', 'TransformerShape',
            'Work', 'backbone_spec', 'configured_size', 'dense_steps', 'dynamic_flops', 'family_of',
-           'find_backbone_config', 'find_backbone_configs', 'is_detector', 'network_spec',
+           'find_backbone_config', 'is_detector', 'network_spec',
            'token_grid', 'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'register_family',
            'resnet_shapes', 'resnet_spec', 'resnet_stem_specs', 'static_flops', 't2t_stem_specs',
            't2t_vit_shapes', 't2t_vit_spec']

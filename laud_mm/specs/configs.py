@@ -10,33 +10,21 @@ from .opspec import Size
 _ASPECT = 1216 / 800
 
 
-def find_backbone_configs(model: Any, name: str = 'model') -> dict[str, Any]:
-    """The configs of all LAUD backbones inside a model's config, however deep they lie.
-
-    Args:
-        model (dict): Config of a model, such as a detector inside a test-time augmentation.
-        name (str): What the config is called.
-
-    Returns:
-        dict[str, dict]: By their places, such as 'model.module.backbone'.
-    """
-    return dict(_backbone_configs(model, name))
-
-
 def find_backbone_config(model: Any, name: str = 'model') -> tuple[str, Any]:
     """The config of the LAUD backbone inside a model's config: its own, or the only one.
 
     Args:
-        model (dict): See `find_backbone_configs`.
+        model (dict): Config of a model; the backbone may lie deep, such as in a detector inside
+            a test-time augmentation.
         name (str): What the config is called.
 
     Returns:
-        tuple[str, dict]: Its place and the config.
+        tuple[str, dict]: Its place, such as 'model.module.backbone', and the config.
 
     Raises:
         ValueError: If there is none, or several and none of them is the model's own `backbone`.
     """
-    found = find_backbone_configs(model, name)
+    found = dict(_backbone_configs(model, name))
     own = f'{name}.backbone'  # beside a teacher's, for example
     if own in found:
         return own, found[own]

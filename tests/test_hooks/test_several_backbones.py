@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from mmengine.evaluator import Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, BaseTTAModel
 from torch import nn
@@ -14,7 +13,7 @@ from laud_mm.hooks import ActivationHook, LatencyHook
 from laud_mm.models.dynamic import force_rate
 from laud_mm.models.losses import ActivationLoss
 
-from ..toy import ToyClassifier, ToyImages, make_runner
+from ..toy import ToyClassifier, ToyEvaluator, ToyImages, make_runner
 
 
 class Teaching(BaseModel):
@@ -139,21 +138,10 @@ class Views(BaseTTAModel):
         return list(sum(predictions))
 
 
-class Accepting(Evaluator):
-    def __init__(self):
-        super().__init__(())
-
-    def process(self, data_samples, data_batch=None):
-        pass
-
-    def evaluate(self, size):
-        return {}
-
-
 def test_figures_are_per_image_of_the_set_whatever_its_views(tmp_path):
     model = ToyClassifier()
     loaders = dict(test_dataloader=DataLoader(ToyImages(4), batch_size=2), test_cfg={},
-                   test_evaluator=Accepting())
+                   test_evaluator=ToyEvaluator())
     flops, latencies = {}, {}
     for name, own in dict(plain=model, views=Views(model)).items():
         runner = make_runner(tmp_path / name, [LatencyHook()], model=own, **loaders)
