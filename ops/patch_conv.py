@@ -83,7 +83,18 @@ def pack_winograd(weight, bias):
 
 
 def slice_ready(weight):
-    """Lay out weights (out, in, k, k) as (k * k * in, out), whose columns kernels pick."""
+    """Lay out a convolution's weights for kernels that pick outputs.
+
+    Args:
+        weight (Tensor): (out, in, k, k).
+
+    Returns:
+        Tensor: (k * k * in, out), at least float32; or bfloat16 (k * k * in / 2, out, 2), each
+        tap padded with zeros to an even `in`, where the CPU multiplies pairs of it.
+    """
+    if has_dot_products(weight):
+        rows = F.pad(weight, (0, 0, 0, 0, 0, weight.shape[1] % 2)).permute(2, 3, 1, 0)
+        return rows.reshape(-1, 2, rows.shape[3]).transpose(1, 2).contiguous()
     wide = torch.promote_types(weight.dtype, torch.float32)
     return weight.to(wide).permute(2, 3, 1, 0).flatten(0, 2).contiguous()
 
@@ -158,7 +169,7 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
         granularity (int): S.
         stride (int): Of the convolution.
         dilation (int): Of the convolution.
-        groups (int): Of the convolution; 1 where channels are picked.
+        groups (int): Of the convolution.
         channel_index (Tensor | None): (N, C / G) int32: inputs read and outputs computed.
         channel_count (Tensor | None): (N,) int32.
         group_size (int): G.

@@ -135,7 +135,7 @@ def _positions(step, work, batch):
     return _conv(step, work, batch, side, work.positions / side**2, work.computing)
 
 
-@launches('rows3x3', 'rows3x3_winograd', 'rows3x3_grouped', 'picked3x3')
+@launches('rows3x3', 'rows3x3_winograd', 'rows3x3_grouped', 'picked3x3', 'picked3x3_grouped')
 def _patches(step, work, batch):
     return _conv(step, work, batch, min(step.patch, max(step.op.out_size)), work.patches,
                  work.computing)
@@ -154,10 +154,10 @@ def _patches_add(step, work, batch):
     return [*conv, *_on(add, work.computing, batch, launches=0)]
 
 
-@launches('excite', 'excite_masked', 'excite_rows')
+@launches('excite', 'excite_masked', 'excite_rows', 'picked_excite')
 def _excite(step, work, batch):
     op = step.op
-    listed = step.kind == 'excite_rows'
+    listed = step.kind in ('excite_rows', 'picked_excite')
     samples = work.computing if listed else work.samples
     channels = work.channels if listed else op.in_channels
     rows = step.out_rows

@@ -43,9 +43,7 @@ def default_route(case: Case) -> BottleneckRoute:
         return STATIC
     channels = None
     if shape.channel_skipping:
-        picks = (case.kernels and shape.groups == 1 and not shape.se_channels
-                 and not shape.mask_before_norm)
-        channels = 'picked' if picks else 'sliced'
+        channels = 'picked' if can_pick(case) else 'sliced'
     winograd = (case.packs and not case.dot_products and channels is None
                 and shape.tiles_pay(patch_side(case)))
     return BottleneckRoute('listed', (), channels, winograd, fusion_pays(case))
@@ -61,6 +59,13 @@ def routes(case: Case) -> tuple[BottleneckRoute, ...]:
         others.append(replace(default, fused_masker=not default.fused_masker))
     others.append(BottleneckRoute('dense', case.shape.masks))
     return tuple(others)
+
+
+def can_pick(case: Case) -> bool:
+    """Whether kernels pick each sample's channels."""
+    shape = case.shape
+    plain = shape.groups == 1 and not shape.se_channels
+    return case.kernels and not shape.mask_before_norm and (case.device == 'cpu' or plain)
 
 
 def can_fuse(case: Case) -> bool:
@@ -219,7 +224,7 @@ class _Steps:
                                    when='spread'))
         conv2 = f'{kind}3x3'
         if shape.groups > 1:
-            conv2 = 'rows3x3_grouped'
+            conv2 += '_grouped'
         elif self.route.winograd:
             conv2 = 'rows3x3_winograd'
         steps.append(self.step(conv2, 'conv2', narrow='both' * narrow, **extra))
@@ -227,7 +232,8 @@ class _Steps:
             steps.append(self.step('keep_channels', 'keep', self.ops['conv2'], patch=side,
                                    when='spread'))
         if shape.se_channels:
-            steps.append(self.step('excite_rows', 'se', self.excitation(), patch=side, when=when))
+            steps.append(self.step('picked_excite' if picked else 'excite_rows', 'se',
+                                   self.excitation(), patch=side, when=when))
         return (*steps, self.step(f'{kind}1x1_add', 'conv3', narrow='in' * narrow,
                                   patch=side, group_size=extra['group_size']))
 

@@ -256,6 +256,12 @@ STEP_KINDS: dict[str, StepKind] = dict(
     picked3x3=StepKind(
         ('rows', 'inputs', 'outputs', 'samples'), lambda s, w: (*_patch_conv(s, w), w.computing),
         lambda s, w: (s.op.stride,), ('conv3x3_patches',)),
+    picked3x3_grouped=StepKind(
+        ('rows', 'inputs', 'group_width', 'samples'),
+        lambda s, w: (_patches(s, w), w.channels, s.op.in_channels // s.op.groups, w.computing),
+        lambda s, w: (s.op.stride, s.op.in_channels // s.op.groups), ('conv3x3_patches',)),
+    picked_excite=StepKind(('positions', 'channels', 'hidden', 'samples'), _excite_rows,
+                           calls=('excite_patches_',)),
     picked1x1_add=StepKind(
         ('rows', 'inputs', 'outputs', 'samples'), lambda s, w: (*_patch_conv(s, w), w.computing),
         calls=('conv1x1_add_patches_',)),

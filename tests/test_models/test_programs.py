@@ -99,6 +99,8 @@ def read_conv3x3_patches(y, index, count, weight, bias, side, stride=1, dilation
     if channel_index is not None:
         samples = len((_listed(index, count) // _grid(size, side)).unique())
         active = _picked(channel_count, group_size)
+        if groups > 1:
+            return [('picked3x3_grouped', (rows, active, weight.shape[1], samples))]
         return [('picked3x3', (rows, active, active, samples))]
     if winograd:
         tiles = math.prod(-(-min(side, n) // 2) for n in size)
@@ -119,10 +121,14 @@ def read_conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, s
     return [('picked1x1_add', (listed, _picked(channel_count, group_size), len(weight), samples))]
 
 
-def read_excite_patches_(rows, index, count, height, width, side, weight1, *_):
+def read_excite_patches_(rows, index, count, height, width, side, weight1, bias1, weight2, bias2,
+                         channel_index=None, channel_count=None, group_size=1):
     grid = _grid((height, width), side)
     samples = len((_listed(index, count) // grid).unique())
     inside = int(count) / (max(samples, 1) * grid) * height * width
+    if channel_index is not None:
+        active = _picked(channel_count, group_size)
+        return [('picked_excite', (inside, active, len(weight1), samples))]
     return [('excite_rows', (inside, weight1.shape[1], len(weight1), samples))]
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from laud_mm import ops
+from laud_mm.models.dynamic.folding import FoldedConv
 
 pytestmark = pytest.mark.skipif(
     not ops.has_dot_products(torch.zeros(1, dtype=torch.bfloat16)),
@@ -69,6 +70,59 @@ def test_they_are_exact_but_for_rounding(data):
                              packed=draw(None, ops.pack_conv(weight, bias)))
     ops.conv1x1_add_patches_.reference(exact, wide[1], rows.float(), index, count, weight.float(),
                                        bias.float(), side)
+    assert_rounded(written, exact)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_picked_channels_are_exact_but_for_rounding(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    groups, group_width = draw((1, 40), (1, 70), (3, 8), (2, 24), (4, 6), (3, 5))
+    width, inputs, size = groups * group_width, data.draw(st.integers(1, 40)), draw(1, 2, 4)
+    width -= width % size if groups == 1 else 0
+    size = size if width % size == 0 else 1
+    n, h, w, side = (data.draw(st.integers(1, high)) for high in (3, 9, 9, 5))
+    mask = torch.rand(n, -(-h // side), -(-w // side)) < draw(0.3, 1.0)
+    index, count = ops.active_patches(mask)
+    channel_index, channel_count = ops.compact(torch.rand(n, width // size) < draw(0, 0.5, 1))
+    listed = dict(channel_index=channel_index, channel_count=channel_count, group_size=size)
+    off = torch.arange(width) >= size * channel_count[:, None]
+
+    def folded(*conv):
+        return FoldedConv(*conv) if data.draw(st.booleans()) else None
+
+    def compare(actual, exact, samples):
+        assert_rounded(*(rows.masked_fill(off[samples], 0) for rows in (actual, exact)))
+
+    x, one = maps(n, inputs, h, w), conv(width, inputs, 1)
+    prepared = folded(*one)
+    y = ops.conv1x1_positions(x, None, None, *one, **listed,
+                              packed=prepared and prepared.packed_for(size))
+    exact = ops.conv1x1_positions.reference(x.float(), None, None, *(t.float() for t in one),
+                                            **listed)
+    samples = torch.arange(n).repeat_interleave(h * w)
+    compare(*(t.permute(0, 2, 3, 1).flatten(0, 2) for t in (y, exact)), samples)
+
+    two = conv(width, width, 3, groups)
+    prepared = folded(*two, groups)
+    args = (index, count, *two, side, 1, 1, groups)
+    rows = ops.conv3x3_patches(y, *args, **listed,
+                               packed=prepared and prepared.packed_for(size))
+    args = (index, count, *(t.float() for t in two), side, 1, 1, groups)
+    exact = ops.conv3x3_patches.reference(y.float(), *args, **listed)
+    flat, inside = ops.patch_positions(index, count, (h, w), side)
+    samples = (flat // (h * w))[inside]
+    compare(rows[:len(flat)][inside], exact[:len(flat)][inside], samples)
+
+    out, three = maps(n, 50, h, w), conv(50, width, 1)
+    prepared = folded(*three)
+    written, exact = (t.clone(memory_format=torch.channels_last) for t in (out, out.float()))
+    ops.conv1x1_add_patches_(written, out, rows, index, count, *three, side, **listed,
+                             packed=prepared and prepared.packed_for(size, inputs=True))
+    ops.conv1x1_add_patches_.reference(exact, out.float(), rows.float(), index, count,
+                                       *(t.float() for t in three), side, **listed)
     assert_rounded(written, exact)
 
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm import ops
+from laud_mm.models.dynamic.folding import FoldedConv
 
 pytestmark = pytest.mark.skipif(not ops.has_kernel('cpu'), reason='the operations are not compiled')
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -37,8 +38,7 @@ def test_the_convolutions_of_a_block_equal_their_references(data):
     n, height, width = (data.draw(st.integers(1, high)) for high in (3, 15, 15))
     inputs, middle, outputs = draw(3, 16, 17, 70), draw(16, 24, 40, 64, 70), draw(32, 50, 128)
     stride1, stride2, dilation, s = draw(1, 2), draw(1, 2), draw(1, 2, 3), draw(1, 2, 3, 4, 7, 99)
-    picks = draw(True, False)
-    groups = 1 if picks else draw(*(g for g in (1, 2, 5, 8) if middle % g == 0))
+    picks, groups = draw(True, False), draw(*(g for g in (1, 2, 5, 8) if middle % g == 0))
     mid = tuple((size - 1) // stride1 + 1 for size in (height, width))
     out = tuple((size - 1) // stride2 + 1 for size in mid)
     grid = tuple(-(-size // s) for size in out)
@@ -46,7 +46,7 @@ def test_the_convolutions_of_a_block_equal_their_references(data):
     index, count = ops.active_patches(mask)
     channels, computed = {}, torch.ones(n, middle, dtype=torch.bool)
     if picks:
-        size = draw(1, 2)
+        size = draw(*(g for g in (1, 2, 3, 5, 8) if middle % g == 0))
         on = torch.rand(n, middle // size) < draw(0, 0.5, 1)
         channel_index, channel_count = ops.compact(on)
         channels = dict(channel_index=channel_index, channel_count=channel_count, group_size=size)
@@ -66,7 +66,8 @@ def test_the_convolutions_of_a_block_equal_their_references(data):
 
     conv2 = random_conv(middle, middle, 3, dtype, groups)
     args = (index, count, *conv2, s, stride2, dilation, groups)
-    rows = ops.conv3x3_patches(y, *args, **channels)
+    packed = draw(None, FoldedConv(*conv2, groups).packed_for(channels.get('group_size', 0)))
+    rows = ops.conv3x3_patches(y, *args, **channels, packed=packed)
     rows_expected = ops.conv3x3_patches.reference(y_expected, *args, **channels)
     conv3 = random_conv(outputs, middle, 1, dtype)
     identity = channels_last(torch.randn(n, outputs, *out, dtype=dtype))
@@ -117,19 +118,28 @@ def test_maskers_equal_their_references(data):
 
 @pytest.mark.parametrize('s', [1, 3, 64])
 @pytest.mark.parametrize('rate', [0, 0.5, 1])
-def test_excitation_equals_its_reference(rate, s):
+@pytest.mark.parametrize('picked', [None, 0, 0.5, 1])
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+def test_excitation_equals_its_reference(rate, s, picked, dtype):
     n, size, channels, hidden = 3, (7, 10), 40, 9
     grid = tuple(-(-m // s) for m in size)
     index, count = ops.active_patches(torch.rand(n, *grid) < rate)
     area = min(s, size[0]) * min(s, size[1])
-    rows = torch.randn(len(index), area, channels, dtype=torch.float64)
-    weights = [torch.randn(*shape, dtype=torch.float64)
+    rows = torch.randn(len(index), area, channels, dtype=dtype)
+    weights = [torch.randn(*shape, dtype=dtype) / shape[-1]**0.5
                for shape in ((hidden, channels), (hidden,), (channels, hidden), (channels,))]
+    listed, active = {}, torch.full((n,), channels)
+    if picked is not None:
+        channel_index, channel_count = ops.compact(torch.rand(n, 20) < picked)
+        listed = dict(channel_index=channel_index, channel_count=channel_count, group_size=2)
+        active = 2 * channel_count
     actual, expected = rows.clone(), rows.clone()
-    ops.excite_patches_(actual, index, count, *size, s, *weights)
-    ops.excite_patches_.reference(expected, index, count, *size, s, *weights)
+    ops.excite_patches_(actual, index, count, *size, s, *weights, **listed)
+    ops.excite_patches_.reference(expected, index, count, *size, s, *weights, **listed)
     flat, inside = ops.patch_positions(index, count, size, s)
-    assert_close(actual[:len(flat)][inside], expected[:len(flat)][inside], torch.float64)
+    off = torch.arange(channels) >= active[flat // (size[0] * size[1])][:, :, None]
+    actual, expected = (r[:len(flat)].masked_fill(off, 0)[inside] for r in (actual, expected))
+    assert_close(actual, expected, dtype)
 
 
 @pytest.mark.parametrize('dtype', TOLERANCE, ids=str)

@@ -91,6 +91,11 @@ class BottleneckRun:
         """Take over what a part computed."""
         self.out = part.out if part.samples is None else self.out
 
+    @property
+    def group_size(self) -> int:
+        """Channels that are picked at once; 0 where none are."""
+        return self.channels.get('group_size', 0)
+
     # What steps run by, see `Step.when`.
 
     @property
@@ -185,27 +190,26 @@ def _conv1x1_positions(run, step):
     conv = run.weights.conv1
     run.y = ops.conv1x1_positions(
         run.x, *run.positions, conv.weight, conv.bias, step.op.stride, True,
-        packed=conv.sliceable if run.channels else conv.packed, **run.channels)
+        packed=conv.packed_for(run.group_size), **run.channels)
     if run.weights.ones_channel:
         run.y = torch.cat([run.y, run.y.new_ones(len(run.y), 1, *run.y.shape[2:])], 1)
     run.y = run.y.contiguous(memory_format=torch.channels_last)
 
 
-@runs('rows3x3', 'rows3x3_winograd', 'rows3x3_grouped', 'picked3x3')
+@runs('rows3x3', 'rows3x3_winograd', 'rows3x3_grouped', 'picked3x3', 'picked3x3_grouped')
 def _conv3x3_patches(run, step):
     conv, winograd = run.weights.conv2, step.kind == 'rows3x3_winograd'
-    packed = conv.packed_winograd if winograd else (
-        conv.sliceable if run.channels else conv.packed)
+    packed = conv.packed_winograd if winograd else conv.packed_for(run.group_size)
     run.rows = ops.conv3x3_patches(
         run.y, run.index, run.count, conv.weight, conv.bias, step.patch, step.op.stride,
         step.op.dilation, conv.groups, packed=packed,
         winograd=winograd and packed is not None, **run.channels)
 
 
-@runs('excite_rows')
+@runs('excite_rows', 'picked_excite')
 def _excite_rows(run, step):
     run.rows = ops.excite_patches_(run.rows, run.index, run.count, *step.op.out_size, step.patch,
-                                   *run.weights.excitation.weights)
+                                   *run.weights.excitation.weights, **run.channels)
 
 
 @runs('rows1x1_add', 'picked1x1_add')
@@ -215,7 +219,7 @@ def _conv1x1_add_patches(run, step):
         rows = run.x.new_empty(len(run.index), step.patch_rows, 0)
     run.out = ops.conv1x1_add_patches_(run.out, run.identity, rows, run.index, run.count,
                                        conv.weight, conv.bias, step.patch,
-                                       packed=conv.packed_wide if run.channels else conv.packed,
+                                       packed=conv.packed_for(run.group_size, inputs=True),
                                        **run.channels)
 
 

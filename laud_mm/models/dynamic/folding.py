@@ -33,12 +33,25 @@ class FoldedConv:
             return None
         return ops.pack_conv(self.weight, self.bias, self.groups)
 
-    @cached_property
-    def packed_wide(self) -> Tensor | None:
-        """`packed` for kernels that pick inputs, which widen half types; None likewise."""
-        if self.weight.dtype != torch.bfloat16 or not self._for_kernels():
+    def packed_for(self, group_size: int = 0, inputs: bool = False) -> Tensor | None:
+        """The weights for kernels that pick channels.
+
+        Args:
+            group_size (int): Channels that are picked at once; 0: none are.
+            inputs (bool): Whether only inputs are picked.
+        """
+        if not group_size:
             return self.packed
-        return ops.pack_conv(self.weight.float(), self.bias.float(), self.groups)
+        # Pairs are multiplied in bfloat16, so pairs are picked; odd ones are multiplied in float.
+        grouped = self.groups > 1
+        conv = self._wide if group_size % 2 or grouped and self.weight.shape[1] % 2 else self
+        return conv.packed if inputs or grouped else conv.sliceable
+
+    @cached_property
+    def _wide(self):
+        if self.weight.dtype != torch.bfloat16:
+            return self
+        return FoldedConv(self.weight.float(), self.bias.float(), self.groups)
 
     @cached_property
     def packed_winograd(self) -> Tensor | None:

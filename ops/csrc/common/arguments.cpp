@@ -96,8 +96,9 @@ Channels check_channels(const OptionalTensor& index, const OptionalTensor& count
                   ", got ", listed, " of sample ", n);
       const int32_t* values = index->const_data_ptr<int32_t>() + n * groups;
       for (int64_t i = 0; i < listed; i++)
-        TORCH_CHECK(values[i] >= 0 && values[i] < groups, "channel_index must have values from 0 to ",
-                    groups - 1, ", got ", values[i], " of sample ", n);
+        TORCH_CHECK(values[i] > (i ? values[i - 1] : -1) && values[i] < groups,
+                    "channel_index must have ascending values from 0 to ", groups - 1, ", got ",
+                    values[i], " of sample ", n);
     }
   }
   return {*index, *count, group_size};

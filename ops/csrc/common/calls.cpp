@@ -33,9 +33,9 @@ PatchesCall check_patches(const Tensor& y, const Tensor& index, const Tensor& co
   const int64_t listed = check_units(index, count, grid.patches());
   const auto channels =
       check_channels(channel_index, channel_count, group_size, y.size(0), y.size(1), y);
-  TORCH_CHECK(!channels.given() || (groups == 1 && weight.size(0) == y.size(1)),
-              "channel_index needs groups = 1 and as many outputs as inputs, got groups ", groups,
-              " and weight of shape ", weight.sizes());
+  TORCH_CHECK(!channels.given() || weight.size(0) == y.size(1),
+              "channel_index needs as many outputs as the ", y.size(1),
+              " inputs, got weight of shape ", weight.sizes());
   return {grid, listed, channels};
 }
 
@@ -66,7 +66,8 @@ PatchesCall check_add_patches(const Tensor& out, const Tensor& identity, const T
 PatchesCall check_excite(const Tensor& rows, const Tensor& index, const Tensor& count,
                          int64_t height, int64_t width, int64_t granularity,
                          const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
-                         const Tensor& bias2) {
+                         const Tensor& bias2, const OptionalTensor& channel_index,
+                         const OptionalTensor& channel_count, int64_t group_size) {
   check_positive("height", height);
   check_positive("width", width);
   check_positive("granularity", granularity);
@@ -92,7 +93,9 @@ PatchesCall check_excite(const Tensor& rows, const Tensor& index, const Tensor& 
                                      {"weight2", weight2}, {"bias2", bias2}})
     check_same(name, tensor, rows);
   check_device("index", index, rows);
-  return {grid, check_units(index, count, grid.patches()), {}};
+  return {grid, check_units(index, count, grid.patches()),
+          check_channels(channel_index, channel_count, group_size, grid.map.samples, channels,
+                         rows)};
 }
 
 PatchGrid check_masker(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window) {

@@ -44,7 +44,8 @@ PatchesCall check_add_patches(const Tensor& out, const Tensor& identity, const T
 PatchesCall check_excite(const Tensor& rows, const Tensor& index, const Tensor& count,
                          int64_t height, int64_t width, int64_t granularity,
                          const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,
-                         const Tensor& bias2);
+                         const Tensor& bias2, const OptionalTensor& channel_index,
+                         const OptionalTensor& channel_count, int64_t group_size);
 
 // Of maskers: the windows that are averaged.
 PatchGrid check_masker(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window);

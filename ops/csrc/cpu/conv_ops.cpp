@@ -25,11 +25,6 @@ Tensor pack_winograd(const Tensor& weight, const Tensor& bias) {
                                              : pack_winograd_as<float>(weight, bias);
 }
 
-ChannelList list_of(const Channels& channels) {
-  return {channels.index.const_data_ptr<int32_t>(), channels.count.const_data_ptr<int32_t>(),
-          channels.index.size(1), channels.group_size};
-}
-
 // Cut an ascending list of units (null: all) where the sample changes; each is `rows` rows.
 std::vector<SampleRows> by_sample(const int32_t* units, int64_t listed, int64_t samples,
                                   int64_t units_per_sample, int64_t rows) {
@@ -47,14 +42,24 @@ std::vector<SampleRows> by_sample(const int32_t* units, int64_t listed, int64_t 
 
 template <typename T, typename Fill>
 void run_conv(const Weights<T>& weights, const Channels& channels, Picks picks,
-              const int32_t* units, int64_t listed, int64_t samples, int64_t units_per_sample, int64_t unit_rows,
-              bool relu, bool adds, const Fill& fill) {
+              const int32_t* units, int64_t listed, int64_t samples, int64_t units_per_sample,
+              int64_t unit_rows, bool relu, bool adds, const Fill& fill) {
   if (!channels.given())
     return run_rows<T>(weights.layout, weights.data(), listed * unit_rows, relu, adds, fill);
-  if constexpr (!std::is_same_v<T, Bfloat16>) run_channel_rows<T>(weights.layout, weights.data(), weights.bias.template const_data_ptr<T>(),
-                      list_of(channels), picks,
-                      by_sample(units, listed, samples, units_per_sample, unit_rows),
-                      relu, adds, fill);
+  const auto parts = by_sample(units, listed, samples, units_per_sample, unit_rows);
+  if (weights.layout.groups() > 1)
+    return run_channel_blocks<T>(weights.layout, weights.data(), list_of(channels), parts, relu,
+                                 fill);
+  run_channel_rows<T>(weights.layout, weights.data(), data_of<Unit<T>>(weights.bias),
+                      list_of(channels), picks, parts, relu, adds, fill);
+}
+
+// Whether a convolution multiplies bfloat16 as it is. Channels are picked in pairs then.
+bool runs_bfloat16(const Tensor& x, const Channels& channels, int64_t group_size,
+                   int64_t groups = 1) {
+  return multiplies_bfloat16(x) &&
+         (!channels.given() ||
+          (group_size % 2 == 0 && (groups == 1 || x.size(1) / groups % 2 == 0)));
 }
 
 template <typename T>
@@ -178,17 +183,18 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const Opt
                          int64_t group_size, const OptionalTensor& packed) {
   const auto call = check_positions(
       x, index, count, weight, bias, stride, channel_index, channel_count, group_size);
-  if (multiplies_bfloat16(x) && !call.channels.given()) {
+  const bool slices = call.channels.given();
+  if (runs_bfloat16(x, call.channels, group_size)) {
     Tensor y = empty_map(x, call.out, weight.size(0));
-    conv1x1_positions_as<Bfloat16>(x, index, call.listed, {weight, bias, 1, false, packed}, stride,
-                                   relu, call.channels, y);
+    conv1x1_positions_as<Bfloat16>(x, index, call.listed, {weight, bias, 1, slices, packed},
+                                   stride, relu, call.channels, y);
     return y;
   }
   const auto type = compute_type(x);
   const Tensor from = x.to(type);
   Tensor y = empty_map(from, call.out, weight.size(0));
   AT_DISPATCH_FLOATING_TYPES(type, "conv1x1_positions", [&] {
-    const Weights<scalar_t> weights(weight, bias, 1, call.channels.given(), packed);
+    const Weights<scalar_t> weights(weight, bias, 1, slices, packed);
     conv1x1_positions_as(from, index, call.listed, weights, stride, relu, call.channels, y);
   });
   return y.to(x.scalar_type());
@@ -207,11 +213,12 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
               "winograd needs packed weights, stride, dilation and groups of 1 and all channels, "
               "got stride ", stride, ", dilation ", dilation, ", groups ", groups,
               packed ? "" : ", no packed", call.channels.given() ? ", channel_index" : "");
-  if (multiplies_bfloat16(y) && !call.channels.given() && !winograd) {
+  const bool slices = call.channels.given() && groups == 1;
+  if (runs_bfloat16(y, call.channels, group_size, groups) && !winograd) {
     Tensor rows = at::empty({index.numel(), call.grid.area(), weight.size(0)},
                             y.options().memory_format(at::MemoryFormat::Contiguous));
     conv3x3_patches_as<Bfloat16>(y, index, call.listed, call.grid, {stride, dilation},
-                                 {weight, bias, groups, false, packed}, call.channels, rows);
+                                 {weight, bias, groups, slices, packed}, call.channels, rows);
     return rows;
   }
   const auto type = compute_type(y);
@@ -220,7 +227,7 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
   AT_DISPATCH_FLOATING_TYPES(type, "conv3x3_patches", [&] {
     if (winograd)
       return winograd_patches_as<scalar_t>(from, index, call.listed, call.grid, *packed, rows);
-    const Weights<scalar_t> weights(weight, bias, groups, call.channels.given(), packed);
+    const Weights<scalar_t> weights(weight, bias, groups, slices, packed);
     conv3x3_patches_as(from, index, call.listed, call.grid, {stride, dilation}, weights,
                        call.channels, rows);
   });
@@ -236,7 +243,7 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
   const auto call =
       check_add_patches(out, identity, rows, index, count, weight, bias, granularity,
                         channel_index, channel_count, group_size);
-  if (multiplies_bfloat16(out) && !call.channels.given())
+  if (runs_bfloat16(rows, call.channels, group_size))
     return conv1x1_add_patches_as<Bfloat16>(out, identity.to(at::kBFloat16),
                                             rows.to(at::kBFloat16), index, call.listed, call.grid,
                                             {weight, bias, 1, false, packed}, call.channels);

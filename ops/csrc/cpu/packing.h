@@ -29,6 +29,7 @@ struct PackedLayout {
     // A bias takes as many values as a step: it is twice as wide where a step is two.
     return round_up(block_outputs, vector) * (step + taps * padded(block_inputs));
   }
+  int64_t groups() const { return inputs / group_inputs; }
   int64_t size(int64_t vector) const { return blocks * block_size(vector); }
   int64_t padded(int64_t depth) const { return (depth + step - 1) / step * step; }
 

@@ -39,8 +39,10 @@ struct RowGemm {
   const T* const* in = nullptr;     // rows * taps addresses
   int64_t in_offset = 0;            // added to each: the first input channel
   const T* packed = nullptr;        // from pack(), of this matrix's first panel
-  const int32_t* picked = nullptr;  // null, or the packed row of each k (one tap only)
-  int64_t packed_depth = 0;         // rows of a packed panel: taps * padded depth unless picked
+  // Null, or which of a tap's packed rows is multiplied by each unit of `in`: by each value, or
+  // each pair where pairs are multiplied.
+  const int32_t* picked = nullptr;
+  int64_t packed_depth = 0;         // values of a packed panel's column: those of all taps
   const typename RowTypes<T>::Sum* bias = nullptr;  // padded like the weights
   int64_t columns = 0;              // N
   const T* const* add = nullptr;    // null, or one address per row
@@ -62,6 +64,8 @@ struct RowGemmKernels {
   Sum (*dot)(const T* row, const Sum* weight, int64_t size);
   // sum[i] += row[i].
   void (*accumulate)(const T* row, int64_t size, Sum* sum);
+  // row[i] *= scales[i].
+  void (*scale)(T* row, const Sum* scales, int64_t size);
   // Transforms of a row (0 to 3) of one tile, see winograd_impl.h.
   void (*winograd_in)(int row, const T* const* d, int64_t depth, T* to, int64_t stride);
   void (*winograd_out)(int row, const T* from, int64_t stride, int64_t columns, T* const* out);

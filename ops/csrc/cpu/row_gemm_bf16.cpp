@@ -51,17 +51,21 @@ inline void finish(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int6
   }
 }
 
-template <int R, int V>
+template <int R, int V, bool Picked>
 void tile(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t columns,
-          const Bfloat16* weight) {
+          const Bfloat16* panel) {
+  constexpr int width = 2 * V * kLanes;
+  const Bfloat16* weight = panel;
   __m512 acc[R][V];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) acc[r][v] = _mm512_loadu_ps(g.bias + column + v * kLanes);
   for (int64_t t = 0; t < g.taps; t++) {
     const Bfloat16* in[R];
     for (int r = 0; r < R; r++) in[r] = g.in[(row + r) * g.taps + t] + g.in_offset;
+    const Bfloat16* const tap = panel + t * (g.packed_depth / g.taps) * V * kLanes;
     int64_t k = 0;
-    for (; k + 2 <= g.depth; k += 2, weight += 2 * V * kLanes) {
+    for (; k + 2 <= g.depth; k += 2) {
+      if (Picked) weight = tap + g.picked[k / 2] * width;
       __m512bh b[V];
       for (int v = 0; v < V; v++) b[v] = (__m512bh)_mm512_loadu_si512(weight + 2 * v * kLanes);
       for (int r = 0; r < R; r++) {
@@ -70,6 +74,7 @@ void tile(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t colum
         const __m512bh a = pairs_of(pair);
         for (int v = 0; v < V; v++) acc[r][v] = _mm512_dpbf16_ps(acc[r][v], a, b[v]);
       }
+      weight += width;
     }
     if (k < g.depth) {  // an odd input alone: what follows it is not the row's
       for (int r = 0; r < R; r++) {
@@ -78,39 +83,43 @@ void tile(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t colum
           acc[r][v] = _mm512_dpbf16_ps(
               acc[r][v], a, (__m512bh)_mm512_loadu_si512(weight + 2 * v * kLanes));
       }
-      weight += 2 * V * kLanes;
+      weight += width;
     }
   }
   finish<R, V>(g, row, column, columns, acc);
 }
 
-template <int V>
+template <int V, bool Picked>
 void rows_of_panel(const RowGemm<Bfloat16>& g, int64_t column, int64_t columns,
                    const Bfloat16* panel) {
   int64_t row = 0;
-  for (; row + kRows <= g.rows; row += kRows) tile<kRows, V>(g, row, column, columns, panel);
+  for (; row + kRows <= g.rows; row += kRows)
+    tile<kRows, V, Picked>(g, row, column, columns, panel);
   switch (g.rows - row) {
-    case 1: return tile<1, V>(g, row, column, columns, panel);
-    case 2: return tile<2, V>(g, row, column, columns, panel);
-    case 3: return tile<3, V>(g, row, column, columns, panel);
-    case 4: return tile<4, V>(g, row, column, columns, panel);
-    case 5: return tile<5, V>(g, row, column, columns, panel);
+    case 1: return tile<1, V, Picked>(g, row, column, columns, panel);
+    case 2: return tile<2, V, Picked>(g, row, column, columns, panel);
+    case 3: return tile<3, V, Picked>(g, row, column, columns, panel);
+    case 4: return tile<4, V, Picked>(g, row, column, columns, panel);
+    case 5: return tile<5, V, Picked>(g, row, column, columns, panel);
   }
 }
 
-void run(const RowGemm<Bfloat16>& g) {
+template <bool Picked>
+void panels(const RowGemm<Bfloat16>& g) {
   constexpr int64_t width = kVectors * kLanes;
   for (int64_t column = 0; column < g.columns; column += width) {
     const Bfloat16* panel = g.packed + column * g.packed_depth;
     const int64_t columns = g.columns - column < width ? g.columns - column : width;
     switch ((columns + kLanes - 1) / kLanes) {
-      case 1: rows_of_panel<1>(g, column, columns, panel); break;
-      case 2: rows_of_panel<2>(g, column, columns, panel); break;
-      case 3: rows_of_panel<3>(g, column, columns, panel); break;
-      case 4: rows_of_panel<4>(g, column, columns, panel); break;
+      case 1: rows_of_panel<1, Picked>(g, column, columns, panel); break;
+      case 2: rows_of_panel<2, Picked>(g, column, columns, panel); break;
+      case 3: rows_of_panel<3, Picked>(g, column, columns, panel); break;
+      case 4: rows_of_panel<4, Picked>(g, column, columns, panel); break;
     }
   }
 }
+
+void run(const RowGemm<Bfloat16>& g) { g.picked ? panels<true>(g) : panels<false>(g); }
 
 float dot(const Bfloat16* row, const float* weight, int64_t size) {
   __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -131,11 +140,19 @@ void accumulate(const Bfloat16* row, int64_t size, float* sum) {
   }
 }
 
+void scale(Bfloat16* row, const float* scales, int64_t size) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __mmask16 mask = first_lanes(size - i);
+    const __m512 y = _mm512_mul_ps(load(row + i, mask), _mm512_maskz_loadu_ps(mask, scales + i));
+    _mm256_mask_storeu_epi16(row + i, mask, (__m256i)_mm512_cvtneps_pbh(y));
+  }
+}
+
 }  // namespace
 
 extern const RowGemmKernels<Bfloat16> bfloats;
-const RowGemmKernels<Bfloat16> bfloats = {kLanes, kVectors * kLanes, run,     nullptr,
-                                          dot,    accumulate,        nullptr, nullptr};
+const RowGemmKernels<Bfloat16> bfloats = {kLanes, kVectors * kLanes, run,   nullptr, dot,
+                                          accumulate, scale, nullptr, nullptr};
 
 }  // namespace avx512_bf16
 }  // namespace laud

@@ -63,9 +63,10 @@ void tile(const RowGemm<T>& g, int64_t row, int64_t column, int64_t columns, con
     const T* in[R];
     LAUD_UNROLL
     for (int r = 0; r < R; r++) in[r] = g.in[(row + r) * g.taps + t] + g.in_offset;
+    const T* const tap = panel + t * (g.packed_depth / g.taps) * width;
     _Pragma("GCC unroll 2")
     for (int64_t k = 0; k < g.depth; k++) {
-      if (Picked) weight = panel + g.picked[k] * width;
+      if (Picked) weight = tap + g.picked[k] * width;
       typename vec::type b[V];
       LAUD_UNROLL
       for (int v = 0; v < V; v++) b[v] = vec::load(weight + v * vec::size);
@@ -163,12 +164,21 @@ void accumulate(const T* row, int64_t size, T* sum) {
   for (; i < size; i++) sum[i] += row[i];
 }
 
+template <typename T>
+void scale(T* row, const T* scales, int64_t size) {
+  using vec = Vec<T>;
+  int64_t i = 0;
+  for (; i + vec::size <= size; i += vec::size)
+    vec::store(row + i, vec::load(row + i) * vec::load(scales + i));
+  for (; i < size; i++) row[i] *= scales[i];
+}
+
 #include "winograd_impl.h"
 
 template <typename T>
 constexpr RowGemmKernels<T> kernels() {
   return {Vec<T>::size, kVectors * Vec<T>::size, run<T>, pick<T>, dot<T>, accumulate<T>,
-          winograd_in<T>, winograd_out<T>};
+          scale<T>, winograd_in<T>, winograd_out<T>};
 }
 
 }  // namespace

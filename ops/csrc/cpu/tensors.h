@@ -71,24 +71,35 @@ inline void check_packed(const Tensor& packed, at::ScalarType type, int64_t size
               " on this machine, got ", packed.numel(), " of ", packed.scalar_type());
 }
 
+// (taps * inputs, outputs), of pairs of inputs where those are multiplied at once.
+template <typename T>
+Tensor slice_ready_as(const Tensor& weight) {
+  const Tensor rows = weight.to(scalar_type<T>()).permute({2, 3, 1, 0});
+  constexpr int64_t step = RowTypes<T>::step;
+  if constexpr (step == 1) return rows.contiguous();
+  const int64_t taps = rows.size(0) * rows.size(1), outputs = rows.size(3);
+  return at::constant_pad_nd(rows, {0, 0, 0, rows.size(2) % step})
+      .reshape({taps, -1, step, outputs}).transpose(2, 3).contiguous();
+}
+
 // A convolution's weights in the form that its rows need.
 template <typename T>
 struct Weights {
   PackedLayout layout;
-  Tensor matrix, bias;  // matrix: packed, or (taps * inputs, outputs) where columns are picked
+  Tensor matrix, bias;  // matrix: packed, or where columns are picked as `run_sliced` takes it
 
   Weights(const Tensor& weight, const Tensor& bias_, int64_t groups, bool slices,
           const OptionalTensor& prepared)
       : layout(layout_of<T>(weight, groups)) {
     const auto type = scalar_type<T>();
-    const int64_t size = slices ? layout.taps * layout.inputs * layout.outputs
+    const int64_t size = slices ? layout.taps * layout.padded(layout.inputs) * layout.outputs
                                 : layout.size(row_gemm<T>().vector);
-    bias = bias_.to(type).contiguous();
+    bias = bias_.to(scalar_type<typename RowTypes<T>::Sum>()).contiguous();
     if (prepared) {
       matrix = *prepared;
       check_packed(matrix, type, size, slices ? "slice_ready" : "pack_conv");
     } else if (slices) {
-      matrix = weight.to(type).permute({2, 3, 1, 0}).contiguous();
+      matrix = slice_ready_as<T>(weight);
     } else {
       matrix = pack_as<T>(weight, bias, groups);
     }

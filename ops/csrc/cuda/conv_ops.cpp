@@ -44,6 +44,8 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
   const auto call = check_patches(y, index, count, weight, bias, granularity, stride, dilation,
                                   groups, channel_index, channel_count, group_size);
   check_fits(call.grid, size_of(y));
+  TORCH_CHECK(groups == 1 || !call.channels.given(),
+              "channel_index needs groups = 1 on a GPU, got ", groups);
   const c10::cuda::CUDAGuard guard(y.device());
   const Tensor w = as_rows(weight), b = bias.contiguous();
   RowGemm gemm = laud::cuda::conv3x3_patches(conv_of(w, b, groups), size_of(y), call.grid,

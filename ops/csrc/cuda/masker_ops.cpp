@@ -40,9 +40,12 @@ Tensor position_means(const Tensor& x) {
 
 void excite_patches_(Tensor& rows, const Tensor& index, const Tensor& count, int64_t height,
                      int64_t width, int64_t granularity, const Tensor& weight1,
-                     const Tensor& bias1, const Tensor& weight2, const Tensor& bias2) {
+                     const Tensor& bias1, const Tensor& weight2, const Tensor& bias2,
+                     const OptionalTensor& channel_index, const OptionalTensor& channel_count,
+                     int64_t group_size) {
   const auto call = check_excite(rows, index, count, height, width, granularity, weight1, bias1,
-                                 weight2, bias2);
+                                 weight2, bias2, channel_index, channel_count, group_size);
+  TORCH_CHECK(!call.channels.given(), "channel_index is not taken on a GPU");
   check_fits(call.grid, call.grid.map);
   const c10::cuda::CUDAGuard guard(rows.device());
   const Tensor w1 = weight1.contiguous(), b1 = bias1.contiguous();
