@@ -175,8 +175,8 @@ class BottleneckBackbone(LAUDBackbone):
     def run_stem(self, x, own):
         if own.masked:
             return self.call_stem(x)
-        convs, reason = self._stem_fold.get(self.stem_modules(), self._fold_stem,
-                                            self._why_stem_is_not_plain)
+        convs, reason = self._stem_fold.get(self.stem_modules(), self.fold_stem,
+                                            self.why_stem_is_not_plain)
         reason = reason or why_no_operations(x)
         if reason is not None:
             own.note(self, 'the stem', reason)
@@ -186,10 +186,10 @@ class BottleneckBackbone(LAUDBackbone):
         run_steps(run, dense_steps(specs), own.execution.clock)
         return run.y
 
-    def _fold_stem(self, dtype):
+    def fold_stem(self, dtype):
         return [fold_conv_norm(conv, norm, dtype) for conv, norm in self.stem_layers()]
 
-    def _why_stem_is_not_plain(self):
+    def why_stem_is_not_plain(self):
         modules = [conv for conv, _ in self.stem_layers()]
         modules += [m for m in self.stem_modules() if isinstance(m, nn.MaxPool2d)]
         if list(map(settings, modules)) != list(map(op_settings, self.stem_specs((1, 1)))):

@@ -63,7 +63,7 @@ class BottleneckRun:
         """(N, Hm, Wm) bool, what is listed: patches, or samples as one patch each."""
         patches, layer, samples = self.decision.patches, self.decision.layer, self.samples
         if patches is None and layer is None:
-            return self.x.new_ones(len(self.x), 1, 1, dtype=torch.bool)
+            return self.x.new_ones(self.x.shape[0], 1, 1, dtype=torch.bool)
         own = [mask.bool() if samples is None else mask[samples].bool()
                for mask in (patches, layer if layer is None else layer[:, :, None])
                if mask is not None]
@@ -72,8 +72,12 @@ class BottleneckRun:
     def channel_mask(self) -> Tensor:
         """(N, groups) bool."""
         mask = self.decision.channels
-        return self.x.new_ones(len(self.x), self.shape.channel_groups, dtype=torch.bool) \
+        return self.x.new_ones(self.x.shape[0], self.shape.channel_groups, dtype=torch.bool) \
             if mask is None else mask.bool()
+
+    def patch_of(self, step: Step) -> int:
+        """Side of listed patches, on maps of any size."""
+        return step.patch if self.shape.spatial_skipping else ops.WHOLE
 
     def parts(self, loop: str) -> Iterator[BottleneckRun]:
         """One run per channel mask that occurs: its samples, its slice of the weights."""
@@ -149,7 +153,7 @@ def _decide_with_conv1(run, step):
     name, conv = 'layer' if run.shape.layer_skipping else 'spatial', run.weights.conv1
     run.y, mask = ops.masker_conv1x1(
         run.x, conv.weight, conv.bias, *run.weights.maskers[name],
-        step.window or max(run.x.shape[-2:]), conv.packed)
+        step.window or ops.WHOLE, conv.packed)
     run.masks[MASKS[name]] = mask.flatten(1) if name == 'layer' else mask
 
 
@@ -167,8 +171,9 @@ def _list_channels(run, step):
 
 @runs('halo_positions')
 def _list_positions(run, step):
-    run.positions = ops.halo_positions(run.index, run.count, len(run.x), *step.op.in_size,
-                                       step.patch, step.op.stride, step.op.dilation)
+    size = run.shape.mid_size(run.x.shape[-2:])
+    run.positions = ops.halo_positions(run.index, run.count, run.x.shape[0], *size,
+                                       run.patch_of(step), step.op.stride, step.op.dilation)
 
 
 @runs('copy_map')
@@ -192,7 +197,7 @@ def _conv1x1_positions(run, step):
         run.x, *run.positions, conv.weight, conv.bias, step.op.stride, True,
         packed=conv.packed_for(run.group_size), **run.channels)
     if run.weights.ones_channel:
-        run.y = torch.cat([run.y, run.y.new_ones(len(run.y), 1, *run.y.shape[2:])], 1)
+        run.y = torch.cat([run.y, run.y.new_ones(run.y.shape[0], 1, *run.y.shape[2:])], 1)
     run.y = run.y.contiguous(memory_format=torch.channels_last)
 
 
@@ -201,15 +206,16 @@ def _conv3x3_patches(run, step):
     conv, winograd = run.weights.conv2, step.kind == 'rows3x3_winograd'
     packed = conv.packed_winograd if winograd else conv.packed_for(run.group_size)
     run.rows = ops.conv3x3_patches(
-        run.y, run.index, run.count, conv.weight, conv.bias, step.patch, step.op.stride,
+        run.y, run.index, run.count, conv.weight, conv.bias, run.patch_of(step), step.op.stride,
         step.op.dilation, conv.groups, packed=packed,
         winograd=winograd and packed is not None, **run.channels)
 
 
 @runs('excite_rows', 'picked_excite')
 def _excite_rows(run, step):
-    run.rows = ops.excite_patches_(run.rows, run.index, run.count, *step.op.out_size, step.patch,
-                                   *run.weights.excitation.weights, **run.channels)
+    run.rows = ops.excite_patches_(
+        run.rows, run.index, run.count, *run.out.shape[-2:], run.patch_of(step),
+        *run.weights.excitation.weights, **run.channels)
 
 
 @runs('rows1x1_add', 'picked1x1_add')
@@ -218,7 +224,7 @@ def _conv1x1_add_patches(run, step):
     if rows is None:  # no channel is on: the bias is left
         rows = run.x.new_empty(len(run.index), step.patch_rows, 0)
     run.out = ops.conv1x1_add_patches_(run.out, run.identity, rows, run.index, run.count,
-                                       conv.weight, conv.bias, step.patch,
+                                       conv.weight, conv.bias, run.patch_of(step),
                                        packed=conv.packed_for(run.group_size, inputs=True),
                                        **run.channels)
 

@@ -64,6 +64,44 @@ def _difference(layer):
     return on - off, bias_on - bias_off
 
 
+def decide_patches(x: Tensor, weight: Tensor, bias: Tensor, window: int | None) -> Tensor:
+    """Decide on patches by the difference of logits.
+
+    Args:
+        x (Tensor): (N, C, H, W), the block's input.
+        weight (Tensor): (C,), see `TwoLogitMasker.difference`.
+        bias (Tensor): (1,).
+        window (int | None): See `SpatialMasker`.
+
+    Returns:
+        Tensor: (N, Hm, Wm) bool.
+    """
+    x = x.contiguous(memory_format=torch.channels_last)
+    return ops.patch_mask(x, weight, bias, window or ops.WHOLE)
+
+
+def decide_channels(x: Tensor, weight: Tensor, bias: Tensor, kind: str,
+                    inner: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Decide on channel groups by the difference of logits.
+
+    Args:
+        x (Tensor): (N, C, H, W), the block's input.
+        weight (Tensor): (groups, hidden), see `TwoLogitMasker.difference`.
+        bias (Tensor): (groups,).
+        kind (str): See `ChannelMasker`.
+        inner (tuple | None): Weight and bias of the layer before the last.
+
+    Returns:
+        Tensor: (N, groups) bool.
+    """
+    if kind == 'conv_linear' and inner is not None:
+        x = F.relu(F.conv2d(x.to(weight.dtype), *inner))
+    pooled = ops.position_means(x.contiguous(memory_format=torch.channels_last)).to(weight.dtype)
+    if kind == 'mlp' and inner is not None:
+        pooled = F.relu(F.linear(pooled, *inner))
+    return ~(torch.addmm(bias, pooled, weight.t()) < 0)  # NaN is on
+
+
 class Masker(nn.Module):
     """Base: samples a mask in training, decides on one in evaluation.
 
@@ -167,8 +205,7 @@ class SpatialMasker(TwoLogitMasker):
         return weight[0], bias  # (C,) and (1,)
 
     def decide_by(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        return ops.patch_mask(x, weight, bias, self.window or max(x.shape[-2:]))
+        return decide_patches(x, weight, bias, self.window)
 
 
 @plain
@@ -214,17 +251,17 @@ class ChannelMasker(TwoLogitMasker):
             pooled = F.relu(self.fc1(pooled))
         return self.fc2(pooled).unflatten(1, (2, -1))
 
+    def inner(self) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of the layer before the last; None where there is none."""
+        layer: Any = {'mlp': 'fc1', 'conv_linear': 'conv'}.get(self.kind)
+        layer = layer and getattr(self, layer)
+        return layer and (layer.weight, layer.bias)
+
     def difference(self) -> tuple[Tensor, Tensor]:
         return _difference(self.fc2)  # (groups, hidden) and (groups,)
 
     def decide_by(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self.kind == 'conv_linear':
-            x = F.relu(self.conv(x.to(self.conv.weight.dtype)))
-        pooled = ops.position_means(x.contiguous(memory_format=torch.channels_last))
-        pooled = pooled.to(self.fc2.weight.dtype)
-        if self.kind == 'mlp':
-            pooled = F.relu(self.fc1(pooled))
-        return ~(torch.addmm(bias, pooled, weight.t()) < 0)  # NaN is on
+        return decide_channels(x, weight, bias, self.kind, self.inner())
 
 
 class MaskerSet(nn.Module):
