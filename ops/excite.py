@@ -7,7 +7,7 @@ from .library import op
 from .units import patch_positions
 
 
-@op('(Tensor(a!) rows, Tensor index, Tensor count, int height, int width, int granularity, '
+@op('(Tensor(a!) rows, Tensor index, Tensor count, SymInt height, SymInt width, int granularity, '
     'Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, Tensor? channel_index=None, '
     'Tensor? channel_count=None, int group_size=1) -> ()')
 def excite_patches_(rows, index, count, height, width, granularity, weight1, bias1, weight2,

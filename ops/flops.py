@@ -84,7 +84,12 @@ def masker_conv1x1(x, weight, bias, mask_weight, mask_bias, window, packed=None,
             + patch_mask(x, mask_weight, mask_bias, window))
 
 
-FORMULAS = {f.__name__: f for f in (conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
+def conv_map(x, weight, bias, stride=1, dilation=1, groups=1, **kwargs):
+    area = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
+    return 2 * x.shape[0] * area * weight.numel()
+
+
+FORMULAS = {f.__name__: f for f in (conv_map, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
                                     excite_patches_, patch_mask, masker_conv1x1)}
 
 

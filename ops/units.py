@@ -91,7 +91,7 @@ def _fake_halo(index, count, samples, height, width, *_, **__):
     return index.new_empty(samples * height * width), index.new_empty(1)
 
 
-@op('(Tensor index, Tensor count, int samples, int height, int width, int granularity, '
+@op('(Tensor index, Tensor count, SymInt samples, SymInt height, SymInt width, int granularity, '
     'int stride=1, int dilation=1) -> (Tensor, Tensor)', fake=_fake_halo)
 def halo_positions(index, count, samples, height, width, granularity, stride=1, dilation=1):
     """List the positions that a 3x3 convolution reads for the active patches.

@@ -178,6 +178,9 @@ class _Traced(nn.Module):
     def packed_for(self, *args, **kwargs):
         return self._note(self.conv.packed_for(*args, **kwargs))
 
+    def convolve(self, *args):
+        return self.conv.convolve(*args)
+
     def deployed(self):
         return DeployedConv(self.weight, self.bias, self.groups, self.read)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from laud_mm import ops
 from laud_mm.models.dynamic import BottleneckRun, Excitation, StemRun, run_steps
 from laud_mm.models.dynamic.maskers import decide_channels, decide_patches
 from laud_mm.models.dynamic.precision import no_autocast
@@ -42,6 +43,10 @@ class DeployedConv(nn.Module):
     def packed_winograd(self) -> Tensor | None:
         """The same for Winograd's."""
         return self.packed
+
+    def convolve(self, x: Tensor, stride: int, dilation: int) -> Tensor:
+        """Compute a whole map, see `FoldedConv`."""
+        return ops.conv_map(x, self.weight, self.bias, stride, dilation, self.groups)
 
     def packed_for(self, group_size: int = 0, inputs: bool = False) -> Tensor | None:
         """The same for kernels that pick channels."""
@@ -184,6 +189,7 @@ class DeployedStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) images to the first block's input."""
+        x = x.contiguous(memory_format=torch.channels_last)
         run = StemRun(x, dict(zip(self.names, self.convs)))
         run_steps(run, self.steps)
         return run.y

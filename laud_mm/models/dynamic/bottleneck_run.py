@@ -284,8 +284,7 @@ def _conv_dense(run, step):
     op, part = step.op, step.part
     conv = run.weights.named(part)
     source = run.identity if part == 'downsample' else run.x if part == 'conv1' else run.y
-    y = F.conv2d(source, conv.weight, conv.bias, op.stride,
-                 op.kernel_size // 2 * op.dilation, op.dilation, op.groups)
+    y = conv.convolve(source, op.stride, op.dilation)
     if part == 'downsample':
         run.identity = y
     else:
@@ -302,14 +301,12 @@ def _relu(run, step):
 
 @runs('maxpool')
 def _maxpool(run, step):
-    run.y = F.max_pool2d(run.y, step.op.kernel_size, step.op.stride,
-                                   step.op.kernel_size // 2)
+    run.y = ops.max_pool(run.y, step.op.kernel_size, step.op.stride)
 
 
 @runs('avgpool')
 def _avgpool(run, step):
-    y = F.avg_pool2d(run.identity, step.op.kernel_size, ceil_mode=True, count_include_pad=False)
-    run.identity = y.contiguous(memory_format=torch.channels_last)  # an empty one is not
+    run.identity = ops.average_pool(run.identity, step.op.kernel_size)
 
 
 @runs('mask_channels')

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laud_mm import ops
@@ -32,6 +33,11 @@ class FoldedConv:
         if not self._for_kernels():
             return None
         return ops.pack_conv(self.weight, self.bias, self.groups)
+
+    def convolve(self, x: Tensor, stride: int, dilation: int) -> Tensor:
+        """Compute a whole map (N, in, H, W), padded by half a window."""
+        padding = self.weight.shape[2] // 2 * dilation
+        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
 
     def packed_for(self, group_size: int = 0, inputs: bool = False) -> Tensor | None:
         """The weights for kernels that pick channels.
