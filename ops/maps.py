@@ -73,3 +73,16 @@ def average_pool(x, kernel_size):
     """
     y = F.avg_pool2d(x, kernel_size, ceil_mode=True, count_include_pad=False)
     return y.contiguous(memory_format=torch.channels_last)
+
+
+@op('(Tensor(a!) y) -> ()')
+def rectify_(y):
+    """ReLU in place. Where gradients are recorded a copy is written instead of `y`.
+
+    Args:
+        y (Tensor): Any shape.
+
+    Returns:
+        Tensor: What was written to.
+    """
+    F.relu_(y)

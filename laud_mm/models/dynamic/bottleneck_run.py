@@ -294,7 +294,7 @@ def _conv_dense(run, step):
 @runs('relu')
 def _relu(run, step):
     if step.part == 'relu':  # of the block's output
-        run.out = F.relu(run.out) if torch.is_grad_enabled() else F.relu_(run.out)
+        run.out = F.relu(run.out) if torch.is_grad_enabled() else ops.rectify_(run.out)
     else:
         run.y = F.relu_(run.y)
 

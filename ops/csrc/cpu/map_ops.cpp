@@ -2,6 +2,7 @@
 #include <ATen/ops/avg_pool2d.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/max_pool2d.h>
+#include <ATen/ops/relu.h>
 #include <torch/library.h>
 
 #include "../common/calls.h"
@@ -36,10 +37,13 @@ Tensor average_pool(const Tensor& x, int64_t kernel_size) {
       .contiguous(at::MemoryFormat::ChannelsLast);
 }
 
+void rectify_(Tensor& y) { at::relu_(y); }
+
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
   m.impl("conv_map", conv_map);
   m.impl("max_pool", max_pool);
   m.impl("average_pool", average_pool);
+  m.impl("rectify_", rectify_);
 }
 
 }  // namespace
