@@ -1,8 +1,35 @@
-"""Networks that leave training, and Python: see `deploy`.
+"""Networks that leave training, and Python: `laud_mm.deploy(model)`.
 
-`laud_mm.deploy(model)` is `laud_mm.deploy.deploy(model)`.
+The package itself can be called: `laud_mm.deploy(model)` is `laud_mm.deploy.deploy(model)`.
+What makes deployed networks is imported when it is asked for; what loads them needs torch and
+`laud_mm.ops` only.
 """
-from .build import deploy
-from .modules import DeployedBackbone
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-__all__ = ['DeployedBackbone', 'deploy']
+from .profile import UnitProfile, load_profile
+
+if TYPE_CHECKING:
+    from .build import deploy
+    from .modules import DeployedBackbone
+
+__all__ = ['DeployedBackbone', 'UnitProfile', 'deploy', 'load_profile']
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'deploy':
+        from .build import deploy
+        return deploy
+    if name == 'DeployedBackbone':
+        from .modules import DeployedBackbone
+        return DeployedBackbone
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+class _Callable(ModuleType):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.deploy(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

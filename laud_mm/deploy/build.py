@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +16,8 @@ from laud_mm.models.backbones.bottleneck import BottleneckBackbone
 from laud_mm.models.dynamic import FoldedConv
 from laud_mm.models.find import find_backbones
 from laud_mm.specs import BottleneckShape, Case, Program, dense_steps
-from laud_mm.specs.arguments import check_choice, check_positive_int
-from laud_mm.specs.bottleneck_program import can_pick
+from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
+from laud_mm.specs.bottleneck_program import REMOVED, can_pick
 
 from .modules import (
     DeployedBackbone,
@@ -26,10 +28,25 @@ from .modules import (
     DeployedStem,
     DeployedWeights,
 )
+from .profile import UnitProfile, load_profile
+from .specialise import BlockParts, specialise
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Arguments of `deploy`, checked."""
+    image_size: tuple[int, int]
+    batch: int
+    precision: str | None
+    plan: Any
+    profile: UnitProfile | None
+    tolerance: float
+    with_decisions: bool
 
 
 def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: int = 1,
            precision: str | None = None, plan: Any = None,
+           profile: UnitProfile | str | Path | None = None, tolerance: float = 0.0,
            with_decisions: bool = False) -> nn.Module:
     """The form of a network that only infers, to be run, compiled or exported.
 
@@ -44,6 +61,10 @@ def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: i
         precision (str, optional): 'fp32', 'bf16' or 'fp16' to compute in; default: the weights'.
         plan (str | ExecutionPlan, optional): Of `tools/latency.py plan`: which blocks are
             faster dense at its expected rate; default: the backbone's own.
+        profile (UnitProfile | str | Path, optional): How often units were on over a set of
+            images, or its file, or a report of `LatencyHook`: units that were always on become
+            static, those that never were vanish.
+        tolerance (float): Share of images, below 0.5, in which a unit may differ from that.
         with_decisions (bool): Whether a backbone returns its decisions too.
 
     Returns:
@@ -60,14 +81,17 @@ def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: i
         check_positive_int(name, value)
     if precision is not None:
         check_choice('precision', precision, PRECISIONS)
-    if isinstance(plan, str):
+    check_fraction('tolerance', tolerance, high=0.499)
+    if isinstance(plan, (str, Path)):
         plan = load_plan(plan)
+    if profile is not None and not isinstance(profile, UnitProfile):
+        profile = load_profile(profile)
+    settings = _Settings(size, batch, precision, plan, profile, tolerance, with_decisions)
     found = find_backbones(model, 'deploy')
     if with_decisions and '' not in found:
         raise ValueError('with_decisions must be False for a model with heads, which take maps '
                          'only, got True')
-    made = {name: deploy_backbone(net, size, batch, precision, plan, with_decisions)
-            for name, net in found.items()}
+    made = {name: _deploy_backbone(net, settings) for name, net in found.items()}
     if '' in made:
         return made['']
     for name, net in made.items():
@@ -76,26 +100,29 @@ def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: i
     return model.eval()
 
 
-def deploy_backbone(backbone: LAUDBackbone, image_size: tuple[int, int], batch: int,
-                    precision: str | None, plan: Any, with_decisions: bool) -> DeployedBackbone:
-    """`deploy` of a backbone."""
+def _deploy_backbone(backbone: LAUDBackbone, settings: _Settings) -> DeployedBackbone:
     if not isinstance(backbone, BottleneckBackbone):
         raise ValueError('backbone must be made of bottleneck blocks to be deployed, such as '
                          f'LAUDResNet and LAUDRegNet, got {type(backbone).__name__}')
     weight = next(backbone.parameters())
+    precision = settings.precision
     dtype = weight.dtype if precision is None else getattr(torch, PRECISIONS[precision])
-    plan = plan or backbone.plan
     with torch.no_grad():
-        stem = _deploy_stem(backbone, image_size, dtype)
-        size, stages = backbone.stem_specs(image_size)[-1].out_size, []
+        stem = _deploy_stem(backbone, settings.image_size, dtype)
+        size: Any = backbone.stem_specs(settings.image_size)[-1].out_size
+        stages = []
         for stage in backbone.stages():
-            blocks = []
+            blocks, owned = [], False  # what a stage before wrote may be an output
             for block in stage:
-                like = weight.new_empty(batch, block.shape.in_channels, *size, dtype=dtype)
-                blocks.append(_deploy_block(block, like, plan))
+                like = weight.new_empty(settings.batch, block.shape.in_channels, *size,
+                                        dtype=dtype)
+                blocks.append(_deploy_block(block, like, owned, settings,
+                                            settings.plan or backbone.plan))
                 size = block.shape.out_size(size)
+                owned = owned or blocks[-1].writes_anew
             stages.append(blocks)
-    return DeployedBackbone(stem, stages, backbone.out_indices, dtype, with_decisions).eval()
+    return DeployedBackbone(stem, stages, backbone.out_indices, dtype,
+                            settings.with_decisions).eval()
 
 
 def _deploy_stem(backbone, image_size, dtype):
@@ -107,19 +134,24 @@ def _deploy_stem(backbone, image_size, dtype):
         for name, conv in zip(names, backbone.fold_stem(dtype))})
 
 
-def _deploy_block(block, like, plan):
-    """Deploy a block for inputs such as `like`."""
+def _deploy_block(block, like, owned, settings, plan):
+    """Deploy a block for inputs such as `like`, which it may write over where it owns them."""
     _check_plain(block.shape.name, block.why_not_plain())
-    folded, shape = block.fold(like.dtype), block.shape
+    parts = BlockParts(block.shape, block.fold(like.dtype), _deploy_maskers(block.masker))
+    if settings.profile is not None and block.masker is not None:
+        parts = specialise(parts, settings.profile, settings.tolerance)
+    shape, folded = parts.shape, parts.folded
     case = Case(shape, like.shape[-2:], like.shape[0], like.device.type,
-                ops.has_kernel(like.device), False, block.owns_input, ops.has_dot_products(like))
-    program = choose_program(shape, case, plan, like, block.se_pool)
-    convs = {name: _Traced(conv) for name, conv in (
-        ('conv1', folded.conv1), ('conv2', folded.conv2), ('conv3', folded.conv3),
-        ('shortcut', folded.shortcut)) if conv is not None}
-    weights = DeployedWeights(convs, folded.excitation and DeployedExcitation(folded.excitation),
-                              _deploy_maskers(block.masker))
-    made = DeployedBlock(shape, program, weights, block.se_pool)
+                ops.has_kernel(like.device), False, owned, ops.has_dot_products(like))
+    program = shape.program(case, REMOVED) if parts.removed else \
+        choose_program(shape, case, plan, like, block.se_pool)
+    names = ('shortcut',) if parts.removed else ('conv1', 'conv2', 'conv3', 'shortcut')
+    convs = {name: _Traced(getattr(folded, name)) for name in names
+             if getattr(folded, name) is not None}
+    excitation = None if parts.removed else folded.excitation
+    weights = DeployedWeights(convs, excitation and DeployedExcitation(excitation),
+                              parts.maskers)
+    made = DeployedBlock(shape, program, weights, block.se_pool, parts.kept, parts.fixed)
     made(torch.zeros_like(like[:1]))  # shows which layout of its weights each step reads
     for name, conv in convs.items():
         setattr(weights, name, conv.deployed())
@@ -144,8 +176,7 @@ def choose_program(shape: BottleneckShape, case: Case, plan: Any, like: Tensor,
 
 def _deploy_maskers(maskers):
     made = {}
-    for name, masker in ({} if maskers is None else maskers).named_children() \
-            if maskers is not None else ():
+    for name, masker in () if maskers is None else maskers.named_children():
         weight, bias = (t.clone() for t in masker.difference())
         inner = masker.inner() if name == 'channel' else None
         made[name] = DeployedMasker(

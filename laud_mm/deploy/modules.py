@@ -17,6 +17,7 @@ from laud_mm.models.dynamic import BottleneckRun, Excitation, StemRun, run_steps
 from laud_mm.models.dynamic.maskers import decide_channels, decide_patches
 from laud_mm.models.dynamic.precision import no_autocast
 from laud_mm.specs import BottleneckShape, Program, Step
+from laud_mm.specs.bottleneck_program import REMOVED
 
 
 class DeployedConv(nn.Module):
@@ -89,6 +90,12 @@ class DeployedMasker(nn.Module):
         self.register_buffer('inner_weight', inner and inner[0])
         self.register_buffer('inner_bias', inner and inner[1])
 
+    def with_difference(self, weight: Tensor, bias: Tensor) -> DeployedMasker:
+        """The same with another difference of logits."""
+        inner = None if self.inner_weight is None or self.inner_bias is None else (
+            self.inner_weight, self.inner_bias)
+        return DeployedMasker(weight, bias, self.window, self.kind, inner)
+
     def decide_by(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The mask (N, *units) bool."""
         if self.kind is None:
@@ -135,13 +142,22 @@ class DeployedBlock(nn.Module):
         program (Program): Its steps.
         weights (DeployedWeights): What they read.
         se_pool (str): See `LAUDRegNet`.
+        kept (tuple[int, ...] | None): Channel groups that it still decides on; None: all.
+        fixed (dict[str, str], optional): What was decided for good, by mask.
     """
 
     def __init__(self, shape: BottleneckShape, program: Program, weights: DeployedWeights,
-                 se_pool: str = 'computed'):
+                 se_pool: str = 'computed', kept: tuple[int, ...] | None = None,
+                 fixed: dict[str, str] | None = None):
         super().__init__()
         self.shape, self.program, self.se_pool = shape, program, se_pool
+        self.kept, self.fixed = kept, fixed or {}
         self.weights = weights
+
+    @property
+    def writes_anew(self) -> bool:
+        """Whether its output is a map of its own, or written over an input that it owns."""
+        return self.program.route != REMOVED or self.shape.downsample
 
     @property
     def masker(self) -> Any:

@@ -20,7 +20,8 @@ class BottleneckRoute:
 
     Attributes:
         compute (str): 'dense': everything, by the framework's convolutions; 'listed': listed
-            patches, or samples, which are patches as large as the map.
+            patches, or samples, which are patches as large as the map; 'none': the shortcut,
+            of a block that is off for good.
         masks (tuple[str, ...]): Dense only: masks of the decision that are multiplied in.
         channels (str | None): Listed only: 'picked' by the kernels, or 'sliced' weights.
         winograd (bool): conv2 by Winograd's F(2x2, 3x3).
@@ -34,6 +35,7 @@ class BottleneckRoute:
 
 
 STATIC = BottleneckRoute('dense')
+REMOVED = BottleneckRoute('none')
 
 
 def default_route(case: Case) -> BottleneckRoute:
@@ -117,6 +119,8 @@ class _Steps:
         return Step(kind, part, op or self.ops.get(part, NO_OP), **kwargs)
 
     def program(self):
+        if self.route == REMOVED:
+            return Program(self.route, (Step('block'),), self.removed())
         if self.route.compute == 'dense':
             return Program(self.route, self.deciding(), self.dense())
         return Program(self.route, self.deciding(), self.listed())
@@ -167,6 +171,13 @@ class _Steps:
             steps.append(self.step(kind, 'se', self.excitation()))
         add = 'add_relu' if set(masks) <= {'channels'} else 'add_masked_relu'
         return (*steps, self.step('conv1x1', 'conv3'), self.step(add, 'add'))
+
+    def removed(self):
+        """The shortcut alone; one that is the input has been rectified already."""
+        if not self.shape.downsample:
+            return ()
+        return (*self.pool(), self.step('rows1x1', 'downsample'),
+                self.step('relu', 'relu', self.ops['add']))
 
     def excitation(self):
         """Squeeze-and-excitation as one op over the map that it scales."""
