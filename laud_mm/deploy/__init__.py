@@ -8,19 +8,25 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .artefact import Artefact, load, write_artefact
 from .profile import UnitProfile, load_profile
 
 if TYPE_CHECKING:
     from .build import deploy
+    from .compiled import CompiledBackbone
     from .modules import DeployedBackbone
 
-__all__ = ['DeployedBackbone', 'UnitProfile', 'deploy', 'load_profile']
+__all__ = ['Artefact', 'CompiledBackbone', 'DeployedBackbone', 'UnitProfile', 'deploy', 'load',
+           'load_profile', 'write_artefact']
 
 
 def __getattr__(name: str) -> Any:
     if name == 'deploy':
         from .build import deploy
         return deploy
+    if name == 'CompiledBackbone':
+        from .compiled import CompiledBackbone
+        return CompiledBackbone
     if name == 'DeployedBackbone':
         from .modules import DeployedBackbone
         return DeployedBackbone

@@ -16,7 +16,7 @@ from laud_mm import ops
 from laud_mm.models.dynamic import BottleneckRun, Excitation, StemRun, run_steps
 from laud_mm.models.dynamic.maskers import decide_channels, decide_patches
 from laud_mm.models.dynamic.precision import no_autocast
-from laud_mm.specs import BottleneckShape, Program, Step
+from laud_mm.specs import BottleneckShape, Program, Size, Step
 from laud_mm.specs.bottleneck_program import REMOVED
 
 
@@ -60,7 +60,7 @@ class DeployedExcitation(nn.Module):
     def __init__(self, excitation: Excitation):
         super().__init__()
         for name, tensor in vars(excitation).items():
-            self.register_buffer(name, tensor)
+            self.register_buffer(name, tensor.detach().clone())
 
     weights = Excitation.weights
     scales = Excitation.scales
@@ -210,6 +210,13 @@ class DeployedStem(nn.Module):
         run_steps(run, self.steps)
         return run.y
 
+    def out_size(self, size: Size) -> Size:
+        """Height and width that it makes of those of images."""
+        for step in self.steps:
+            size = tuple((n - 1) // step.op.stride + 1 for n in size) \
+                if not step.kind == 'relu' else size
+        return size
+
 
 class DeployedBackbone(nn.Module):
     """A backbone that only infers: folded, packed, no training code, one graph.
@@ -255,6 +262,18 @@ class DeployedBackbone(nn.Module):
                 if index in self.out_indices:
                     outputs.append(_as_given(y, x))
         return (tuple(outputs), decisions) if self.with_decisions else tuple(outputs)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the images."""
+        weight: Any = self.stem.convs[0].weight
+        return weight.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        weight: Any = self.stem.convs[0].weight
+        return weight.device
 
     def blocks(self) -> list[Any]:
         """All blocks in order."""

@@ -1,0 +1,196 @@
+"""Artefacts: deployed backbones as files that need torch and our operations only.
+
+A folder holds `net.pt2` and `card.json`. Reading one imports no mm* package.
+"""
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from laud_mm import ops
+from laud_mm.specs.arguments import check_choice
+from laud_mm.utils.files import replacing, write_json
+from laud_mm.version import __version__
+
+FORMAT, VERSION = 'laud_mm artefact', 1
+KINDS = ('aoti', 'compile')
+NET, CARD = 'net.pt2', 'card.json'
+# A map of one position would be another graph; the last one of an image of 32 pixels is.
+SMALLEST = 33
+
+__all__ = ['Artefact', 'KINDS', 'SMALLEST', 'export_deployed', 'load', 'write_artefact']
+
+
+def export_deployed(deployed: Any, image_size: Sequence[int] = (224, 224)
+                    ) -> torch.export.ExportedProgram:
+    """Export a deployed backbone for any batch, height and width.
+
+    Args:
+        deployed (DeployedBackbone): Of `deploy`, on its own.
+        image_size (Sequence[int]): Of the example that is followed.
+
+    Returns:
+        torch.export.ExportedProgram: Of contiguous images (N, C, H, W) of more than 32 rows
+        and columns.
+    """
+    example = torch.zeros(2, deployed.in_channels, *(max(n, 2 * SMALLEST) for n in image_size),
+                          device=deployed.device)
+    sizes = {0: Dim('batch', min=1), 2: Dim('height', min=SMALLEST),
+             3: Dim('width', min=SMALLEST)}
+    with torch.no_grad():
+        return torch.export.export(deployed, (example,), dynamic_shapes=(sizes,), strict=False)
+
+
+def write_artefact(deployed: Any, folder: str | Path, to: str = 'aoti',
+                   image_size: Sequence[int] = (224, 224),
+                   more: Mapping[str, Any] | None = None) -> dict:
+    """Write a deployed backbone and its card.
+
+    Args:
+        deployed (DeployedBackbone): Of `deploy`, on its own.
+        folder (str | Path): To write into.
+        to (str): 'aoti': machine code, for Python and C++; 'compile': a graph, which is
+            compiled where it is loaded.
+        image_size (Sequence[int]): Of the example, and of the card's figures.
+        more (dict, optional): More entries of the card.
+
+    Returns:
+        dict: The card.
+
+    Raises:
+        ValueError: If `to` is neither.
+        RuntimeError: If the compiled operations are missing: references cannot be exported.
+    """
+    check_choice('to', to, KINDS)
+    if not ops.has_kernel(deployed.device):
+        raise RuntimeError('an artefact calls the compiled operations, which are missing for '
+                           f'{deployed.device}: build them, or run without LAUD_MM_OPS=reference')
+    folder = Path(folder)
+    program = export_deployed(deployed, image_size)
+    with replacing(folder / NET) as part, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # about torch's own code
+        if to == 'aoti':
+            torch._inductor.aoti_compile_and_package(program, package_path=str(part))
+        else:
+            torch.export.save(program, part)
+    card = dict(format=FORMAT, version=VERSION, kind=to, **_machine(deployed.device),
+                laud_mm=__version__, net_bytes=(folder / NET).stat().st_size,
+                **describe(deployed, image_size), **(more or {}))
+    write_json(card, folder / CARD)
+    return card
+
+
+def describe(deployed: Any, image_size: Sequence[int]) -> dict:
+    """What a card says of a deployed backbone: inputs, outputs, decisions, blocks."""
+    blocks, decisions = [], []
+    size: Any = deployed.stem.out_size(tuple(image_size))
+    for block in deployed.blocks():
+        shape, flops = block.shape, [op for op in block.shape.op_specs(size)]
+        own = [f'{shape.name}.{mask}' for mask in shape.masks]
+        decisions += own
+        removed = block.program.route.compute == 'none'
+        counted = [op for op in flops if not removed or 'downsample' in op.name]
+        blocks.append(dict(
+            name=shape.name, computes=block.program.route.compute, decisions=own,
+            decided_for_good=block.fixed, channel_groups=block.kept,
+            flops_g=sum(op.dense_flops for op in counted) / 1e9))
+        size = shape.out_size(size)
+    return dict(
+        inputs=[dict(name='images', dtype='float32', layout='contiguous (N, C, H, W)',
+                     channels=deployed.in_channels, smallest_side=SMALLEST)],
+        computes_in=str(deployed.dtype).removeprefix('torch.'),
+        outputs=[f'stage_{index}' for index in deployed.out_indices],
+        decisions=decisions if deployed.with_decisions else [],
+        image_size=list(image_size), blocks=blocks)
+
+
+def _machine(device):
+    """What an artefact's weights and code depend on."""
+    return dict(torch=torch.__version__.split('+')[0], device=torch.device(device).type,
+                cpu_isa=torch.ops.laud_mm_build.cpu_isa())
+
+
+class Artefact(nn.Module):
+    """An artefact that was read: images to maps.
+
+    Args:
+        card (dict): Its card.
+        run (Callable): Runs checked images.
+    """
+
+    def __init__(self, card: Mapping[str, Any], run: Any):
+        super().__init__()
+        self.card, self._run = card, run
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Any:
+        """As `DeployedBackbone` does, in contiguous maps.
+
+        Raises:
+            ValueError: If the images are not such as the card says.
+        """
+        (wanted,) = self.card['inputs']
+        channels, side = wanted['channels'], wanted['smallest_side']
+        if x.dim() != 4 or x.shape[1] != channels or min(x.shape[2:]) < side or not len(x):
+            raise ValueError(f'images must be (N, {channels}, H, W), N at least 1, H and W at '
+                             f'least {side}, got shape {tuple(x.shape)}')
+        if x.dtype != torch.float32 or x.device.type != self.card['device']:
+            raise ValueError(f'images must be float32 on {self.card["device"]}, got {x.dtype} on '
+                             f'{x.device}')
+        return self._run(x.contiguous())
+
+
+def load(folder: str | Path) -> Artefact:
+    """Read an artefact. Needs torch and `laud_mm.ops`, no mm* package.
+
+    Args:
+        folder (str | Path): Of `write_artefact`.
+
+    Returns:
+        Artefact: A module.
+
+    Raises:
+        ValueError: If there is no artefact, or it was made for another torch, device or CPU.
+        RuntimeError: If the compiled operations are missing.
+    """
+    card = read_card(folder)
+    if not ops.has_kernel(card['device']):
+        raise RuntimeError(f'{folder} needs the compiled operations of laud_mm for '
+                           f'{card["device"]}, which are missing: build them')
+    here = _machine(card['device'])
+    for key, value in here.items():
+        if card.get(key) != value:
+            raise ValueError(f'{folder} must be of {key} {value}, as this machine is, got '
+                             f'{card.get(key)!r}: deploy again here')
+    net = str(Path(folder, NET))
+    if card['kind'] == 'aoti':
+        return Artefact(card, torch._inductor.aoti_load_package(net))
+    from .compiled import CompiledBackbone  # torch's compiler is large
+    return Artefact(card, CompiledBackbone(torch.export.load(net).module()))
+
+
+def read_card(folder: str | Path) -> dict:
+    """The card of an artefact.
+
+    Raises:
+        ValueError: If there is none, or one of another format.
+    """
+    path = Path(folder, CARD)
+    try:
+        card = json.loads(path.read_text())
+        kind = (card['format'], card['version'], card['kind'] in KINDS)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'artefact must be a folder of write_artefact, got {str(folder)!r}: '
+                         f'{error!r}') from error
+    if kind != (FORMAT, VERSION, True) or not Path(folder, NET).is_file():
+        raise ValueError(f'{path} must have format {FORMAT!r} version {VERSION}, a kind among '
+                         f'{", ".join(KINDS)}, and {NET} beside it, got {kind[:2]}, '
+                         f'{card["kind"]!r}')
+    return card
