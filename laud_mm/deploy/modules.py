@@ -143,12 +143,12 @@ class DeployedBlock(nn.Module):
         weights (DeployedWeights): What they read.
         se_pool (str): See `LAUDRegNet`.
         kept (tuple[int, ...] | None): Channel groups that it still decides on; None: all.
-        fixed (dict[str, str], optional): What was decided for good, by mask.
+        fixed (dict[str, tuple], optional): See `BlockParts`.
     """
 
     def __init__(self, shape: BottleneckShape, program: Program, weights: DeployedWeights,
                  se_pool: str = 'computed', kept: tuple[int, ...] | None = None,
-                 fixed: dict[str, str] | None = None):
+                 fixed: dict[str, tuple] | None = None):
         super().__init__()
         self.shape, self.program, self.se_pool = shape, program, se_pool
         self.kept, self.fixed = kept, fixed or {}

@@ -25,14 +25,15 @@ class BlockParts:
         maskers (dict[str, DeployedMasker]): By paradigm.
         removed (bool): Whether only the shortcut is left.
         kept (tuple[int, ...] | None): Channel groups that are left; None: all.
-        fixed (dict[str, str]): What was decided for good, by mask.
+        fixed (dict[str, tuple]): What was decided for good: by mask, for each unit 1 for on, 0
+            for off, None for what is still decided.
     """
     shape: BottleneckShape
     folded: FoldedBottleneck
     maskers: dict[str, DeployedMasker]
     removed: bool = False
     kept: tuple[int, ...] | None = None
-    fixed: dict[str, str] = field(default_factory=dict)
+    fixed: dict[str, tuple] = field(default_factory=dict)
 
 
 def specialise(parts: BlockParts, profile: UnitProfile, tolerance: float) -> BlockParts:
@@ -57,9 +58,9 @@ def specialise(parts: BlockParts, profile: UnitProfile, tolerance: float) -> Blo
         if paradigm == 'channel':
             parts = _fix_channels(parts, rates, tolerance)
         elif always(rates[0], tolerance):
-            parts = _decided(parts, paradigm, 'on')
+            parts = _decided(parts, paradigm, (1,))
         elif never(rates[0], tolerance):
-            return replace(_decided(parts, paradigm, 'off'), removed=True, maskers={},
+            return replace(_decided(parts, paradigm, (0,)), removed=True, maskers={},
                            shape=replace(parts.shape, paradigms=()))
     return parts
 
@@ -86,6 +87,7 @@ def _fix_channels(parts, rates, tolerance):
     off = torch.tensor([never(rate, tolerance) for rate in rates]) & ~on
     if not (on | off).any():
         return parts
+    fixed = tuple(1 if a else 0 if b else None for a, b in zip(on.tolist(), off.tolist()))
     shape = parts.shape
     if bool(off.any()):
         if shape.groups > 1 or shape.mask_before_norm:
@@ -98,13 +100,13 @@ def _fix_channels(parts, rates, tolerance):
         kept = torch.arange(len(off))
     on, off = on[kept], off[kept]
     if bool((on | off).all()):
-        return _decided(parts, 'channel', 'on' if bool(on.all()) and len(kept) == len(rates)
-                        else 'some on')
+        return _decided(parts, 'channel', fixed)
     own = parts.maskers['channel']
     weight, bias = own.weight[kept].clone(), own.bias[kept].clone()
     for groups, decided in ((on, torch.inf), (off, -torch.inf)):
         weight[groups], bias[groups] = 0, decided
-    return replace(parts, maskers={**parts.maskers, 'channel': own.with_difference(weight, bias)})
+    return replace(parts, fixed={**parts.fixed, 'channels': fixed},
+                   maskers={**parts.maskers, 'channel': own.with_difference(weight, bias)})
 
 
 def _silence(parts, off):

@@ -77,6 +77,7 @@ def test_channels_that_never_are_on_are_left_out():
     width = whole.shape.width
     assert part.shape.width == part.weights.conv2.weight.shape[0] == width // 2
     assert part.kept == tuple(range(1, whole.shape.channel_groups, 2))
+    assert part.fixed == dict(channels=(0, 1) * (whole.shape.channel_groups // 2))
 
 
 def test_other_units_stay_dynamic():

@@ -1,0 +1,131 @@
+"""What tools/deploy.py runs: a config and a checkpoint to an artefact that was checked."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from laud_mm.checkpoints import load_pretrained
+from laud_mm.deploy import UnitProfile, deploy, load, load_profile, write_artefact
+from laud_mm.deploy.artefact import CARD, KINDS, NET, SMALLEST
+from laud_mm.deploy.check import compare
+from laud_mm.latency.plans import PRECISIONS
+from laud_mm.registry import MODELS
+from laud_mm.specs import configured_size, find_backbone_config
+from laud_mm.utils.files import write_json
+from laud_mm.utils.run import load_config
+
+# Largest differences to the skipping network, relative to the largest value of an output.
+ALLOWED = dict(float32=1e-4, float64=1e-4, bfloat16=5e-2, float16=1e-2)
+
+
+class CheckError(RuntimeError):
+    """An artefact does not give what the skipping network gives."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of tools/deploy.py."""
+    parser.add_argument('config', help='config file; its LAUD backbone is deployed')
+    parser.add_argument('checkpoint', nargs='?',
+                        help='checkpoint of the whole model; default: fresh weights')
+    parser.add_argument('--prefix', help="what the backbone's keys in the checkpoint start with, "
+                        'such as student.backbone; default: as in the config')
+    parser.add_argument('--to', choices=KINDS, default='aoti',
+                        help='machine code by AOTInductor, or a graph for torch.compile')
+    parser.add_argument('--profile', help='report of the latency hook, or a profile file')
+    parser.add_argument('--tolerance', type=float, default=0.0,
+                        help='share of images in which a unit may differ from always or never')
+    parser.add_argument('--size', nargs=2, type=int, metavar=('H', 'W'),
+                        help='that programs are chosen for; default: as the config makes images')
+    parser.add_argument('--batch', type=int, default=1, help='that programs are chosen for')
+    parser.add_argument('--precision', choices=PRECISIONS, help='default: of the weights')
+    parser.add_argument('--plan', help='plan file of tools/latency.py plan')
+    parser.add_argument('--decisions', action='store_true', help='return the decisions too')
+    parser.add_argument('--out', required=True, help='folder to write')
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Deploy, write, read again and check.
+
+    Returns:
+        dict: The card.
+
+    Raises:
+        ValueError: For a bad argument, with its name.
+        CheckError: If the artefact differs from the skipping network.
+    """
+    cfg = load_config(args.config)
+    size = tuple(args.size or configured_size(cfg))
+    profile = None if args.profile is None else load_profile(args.profile)
+    backbone = build_backbone(cfg, args.checkpoint, args.prefix)
+    made: Any = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
+                       plan=args.plan, profile=profile, tolerance=args.tolerance,
+                       with_decisions=True)
+    batches = example_batches(backbone.in_channels, size)
+    decisions = compare(backbone, made, batches, decided=True)
+    _check('the deployed network', decisions, made)
+    made.with_decisions = args.decisions
+    card = write_artefact(made, args.out, args.to, size, dict(
+        config=args.config, checkpoint=args.checkpoint, profile=args.profile,
+        tolerance=args.tolerance, expected_rates=expected_rates(profile)))
+    check = compare(backbone, made, batches, decided=True, run=load(args.out))
+    _check(f'{args.out}/{NET}', check, made)
+    card['check'] = dict(check, decisions_equal=decisions['decisions_equal'],
+                         sizes=[list(x.shape) for x in batches])
+    write_json(card, Path(args.out, CARD))
+    return card
+
+
+def build_backbone(cfg: Any, checkpoint: str | None = None, prefix: str | None = None) -> Any:
+    """Build the backbone of a config, in evaluation, and fill it from a checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+    """
+    place, settings = find_backbone_config(cfg.get('model'))
+    settings = settings.to_dict()
+    settings.pop('init_cfg', None)
+    backbone = MODELS.build(settings)
+    backbone.init_weights()
+    if checkpoint:
+        if not Path(checkpoint).is_file():
+            raise FileNotFoundError(f'checkpoint must be an existing file, got {checkpoint}')
+        load_pretrained(backbone, checkpoint, prefix or place.removeprefix('model.'))
+    return backbone.eval()
+
+
+def example_batches(channels: int, size: tuple[int, ...]) -> list[torch.Tensor]:
+    """Random images of several batches and sizes, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = (max(n, SMALLEST) for n in size)
+    return [torch.randn(n, channels, h, w, generator=generator) for n, h, w in (
+        (1, height, width), (2, max(height // 2, SMALLEST), width),
+        (3, max(height // 2, SMALLEST) + 5, max(width // 2, SMALLEST)))]
+
+
+def expected_rates(profile: UnitProfile | None) -> dict | None:
+    """Mean rate of every mask of a profile."""
+    return profile and {block: {mask: sum(rates) / len(rates) for mask, rates in own.items()}
+                        for block, own in profile.blocks.items()}
+
+
+def summary(card: dict, out: str) -> str:
+    """One line on what was written."""
+    computes = [block['computes'] for block in card['blocks']]
+    check = card['check']
+    return (f'{out}: {card["kind"]}, {card["computes_in"]}, {card["net_bytes"] / 2**20:.1f} MiB; '
+            f'{computes.count("listed")} blocks skip, {computes.count("dense")} are dense, '
+            f'{computes.count("none")} vanished; largest difference to the skipping network '
+            f'{check["largest_difference"]:.1e} of the largest value, on {check["images"]} images '
+            'of several sizes; equal decisions')
+
+
+def _check(name, found, made):
+    allowed = ALLOWED[str(made.dtype).removeprefix('torch.')]
+    exact = made.dtype in (torch.float32, torch.float64)
+    if found['largest_difference'] > allowed or exact and found['decisions_equal'] is False:
+        raise CheckError(f'{name} differs from the skipping network by '
+                         f'{found["largest_difference"]:.1e} of the largest value (allowed: '
+                         f'{allowed:g}), decisions equal: {found["decisions_equal"]}')
