@@ -2,8 +2,8 @@
 from . import flops, library
 from .excite import excite_patches_
 from .library import OPERATIONS, has_dot_products, has_kernel, use_references
-from .maskers import masker_conv1x1, patch_mask, position_means
 from .maps import average_pool, conv_map, max_pool, rectify_
+from .maskers import masker_conv1x1, patch_mask, position_means
 from .patch_conv import (
                          conv1x1_add_patches_,
                          conv1x1_positions,

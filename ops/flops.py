@@ -89,8 +89,9 @@ def conv_map(x, weight, bias, stride=1, dilation=1, groups=1, **kwargs):
     return 2 * x.shape[0] * area * weight.numel()
 
 
-FORMULAS = {f.__name__: f for f in (conv_map, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
-                                    excite_patches_, patch_mask, masker_conv1x1)}
+FORMULAS = {f.__name__: f for f in (
+    conv_map, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, excite_patches_, patch_mask,
+    masker_conv1x1)}
 
 
 def register():

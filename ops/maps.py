@@ -80,7 +80,7 @@ def rectify_(y):
     """ReLU in place. Where gradients are recorded a copy is written instead of `y`.
 
     Args:
-        y (Tensor): Any shape.
+        y (Tensor): (N, C, H, W), channels-last.
 
     Returns:
         Tensor: What was written to.

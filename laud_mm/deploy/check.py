@@ -41,7 +41,7 @@ def compare(backbone: LAUDBackbone, deployed: Any, batches: Iterable[Tensor],
                                              enabled=deployed.dtype != torch.float32):
             with backbone.executing(override=override if decided else None):
                 expected = backbone(x)
-        record = backbone.record
+        record: Any = backbone.record
         outputs = (run or deployed)(x)
         if deployed.with_decisions:
             outputs, own = outputs

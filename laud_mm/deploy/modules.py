@@ -206,7 +206,8 @@ class DeployedStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) images to the first block's input."""
         x = x.contiguous(memory_format=torch.channels_last)
-        run = StemRun(x, dict(zip(self.names, self.convs)))
+        convs: Any = self.convs
+        run = StemRun(x, dict(zip(self.names, convs)))
         run_steps(run, self.steps)
         return run.y
 

@@ -43,7 +43,8 @@ class UnitProfile:
         """
         if backbone.training:
             raise ValueError('backbone must be in evaluation to be profiled: call eval()')
-        images, sums = 0, {}
+        images = 0
+        sums: dict[str, dict[str, Any]] = {}
         for x in batches:
             with torch.no_grad():
                 backbone(x)

@@ -14,7 +14,7 @@ from ..conftest import ROOT
 from .nets import NETS, SIZES, assert_equal, deployed_pair, images, run
 
 # Loads an artefact where no mm* package can be imported, and writes what it gives.
-BARE = '''
+BARE = """
 import sys
 
 sys.modules.update(dict.fromkeys(('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'laud_mm.models')))
@@ -23,7 +23,7 @@ from laud_mm.deploy import load
 folder, images, out = sys.argv[1:]
 net = load(folder)
 torch.save([net(x) for x in torch.load(images)], out)
-'''
+"""
 
 
 @pytest.mark.parametrize('name, paradigm', NETS)

@@ -41,7 +41,8 @@ def test_the_program_gives_the_networks_numbers(program, tmp_path):
     write_artefact(deploy(net), tmp_path, 'aoti', (64, 64))
     pixels = images(1, 48, 64)[0].mul(50).add(120).clamp(0, 255).to(torch.uint8)
     picture = tmp_path / 'image.ppm'
-    picture.write_bytes(b'P6\n64 48\n255\n' + pixels.permute(1, 2, 0).contiguous().numpy().tobytes())
+    picture.write_bytes(b'P6\n64 48\n255\n'
+                        + pixels.permute(1, 2, 0).contiguous().numpy().tobytes())
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
     x = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     with torch.no_grad():

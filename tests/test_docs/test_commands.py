@@ -50,6 +50,11 @@ RUN_BY = {
     'test_the_tool_converts_and_explains_failures',
     'python tools/export.py': 'tests/test_export.py::'
     'test_the_tool_writes_checks_and_says_what_it_is',
+    'python tools/deploy.py': 'tests/test_deploy/test_deploy_tool.py::'
+    'test_the_tool_writes_checks_and_says_what_it_is',
+    'cmake ': 'tests/test_deploy/test_cpp.py::test_the_program_gives_the_networks_numbers',
+    'build/cpp/laud_run': 'tests/test_deploy/test_cpp.py::'
+    'test_the_program_gives_the_networks_numbers',
     'python tools/visualize.py': 'tests/test_tools/test_visualize_tool.py::'
     'test_the_tool_writes_a_report_of_a_detector',
 }
@@ -96,7 +101,8 @@ def test_tools_options_and_configs_of_a_command_are_there(command):
     tool = next((ROOT / word for word in words if word.startswith('tools/')), None)
     if tool is not None and tool.suffix == '.py':
         shared = (ROOT / 'laud_mm' / 'utils' / 'run.py',
-                  *(ROOT / 'laud_mm' / 'commands' / tool.stem).glob('*.py'))
+                  *(ROOT / 'laud_mm' / 'commands' / tool.stem).glob('*.py'),
+                  *(ROOT / 'laud_mm' / 'commands').glob(f'{tool.stem}.py'))
         known = ''.join(path.read_text() for path in (tool, *shared))
         unknown = [word for word in words if word.startswith('--') and f"'{word}'" not in known]
         assert not unknown

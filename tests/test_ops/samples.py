@@ -33,6 +33,10 @@ def sample_arguments():
         conv1x1_add_patches_=dict(patches, out=out, identity=out.clone(), rows=rows,
                                   weight=weight3, bias=bias3),
         excite_patches_=dict(patches, rows=rows, height=6, width=7, **excitation),
+        conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),
+        max_pool=dict(x=x, kernel_size=3, stride=2),
+        average_pool=dict(x=x, kernel_size=2),
+        rectify_=dict(y=x.clone()),
         gather_tokens=dict(x=torch.randn(2, 5, 8), index=torch.tensor([0, 7])),
         scatter_add_tokens_=dict(out=torch.randn(2, 5, 8), index=torch.tensor([0, 7]),
                                  rows=torch.randn(2, 8)))

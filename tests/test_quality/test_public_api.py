@@ -6,7 +6,7 @@ import pytest
 
 PACKAGES = ('laud_mm.specs', 'laud_mm.latency', 'laud_mm.models.backbones', 'laud_mm.models.losses',
             'laud_mm.models.dynamic',
-            'laud_mm.hooks', 'laud_mm.checkpoints')
+            'laud_mm.hooks', 'laud_mm.checkpoints', 'laud_mm.deploy')
 
 
 def own_functions(thing):

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from laud_mm import ops
+from laud_mm.specs import Step
 from laud_mm.specs.bottleneck import MASKS
 
 from .decision import Decision, expand_patches
-from .folding import FoldedBottleneck, FoldedConv
 from .precision import no_autocast
 from .run_table import runs
 from .slicing import slice_channels
@@ -27,7 +27,8 @@ class BottleneckRun:
 
     Attributes:
         block (DynamicBottleneck): The block.
-        weights (FoldedBottleneck): Of the whole block, or sliced for this part.
+        weights (FoldedBottleneck): Of the whole block, or sliced for this part; or what has its
+            attributes.
         x, identity, out (Tensor): Input, shortcut and output map, channels-last.
         y (Tensor): What the next convolution reads, a map.
         rows (Tensor): (patches, S * S, C), what the next one reads, patch by patch.
@@ -42,7 +43,7 @@ class BottleneckRun:
         parent (BottleneckRun | None): The run that this is a part of.
     """
 
-    def __init__(self, block: Any, x: Tensor, weights: FoldedBottleneck):
+    def __init__(self, block: Any, x: Tensor, weights: Any):
         self.block, self.shape, self.weights = block, block.shape, weights
         self.x = self.identity = self.out = x
         self.y = self.rows = self.index = self.count = None
@@ -124,15 +125,15 @@ class StemRun:
 
     Attributes:
         y (Tensor): The map so far.
-        convs (dict[str, FoldedConv]): The stem's convolutions by the names of their ops.
+        convs (dict): The stem's convolutions by the names of their ops.
     """
 
-    def __init__(self, x: Tensor, convs: dict[str, FoldedConv]):
+    def __init__(self, x: Tensor, convs: dict[str, Any]):
         self.x = self.y = x
         self.weights = self
         self.convs = convs
 
-    def named(self, part: str) -> FoldedConv:
+    def named(self, part: str) -> Any:
         """The convolution of an op."""
         return self.convs[part]
 

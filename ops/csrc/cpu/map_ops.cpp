@@ -37,7 +37,10 @@ Tensor average_pool(const Tensor& x, int64_t kernel_size) {
       .contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-void rectify_(Tensor& y) { at::relu_(y); }
+void rectify_(Tensor& y) {
+  check_map("y", y);
+  at::relu_(y);
+}
 
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
   m.impl("conv_map", conv_map);
