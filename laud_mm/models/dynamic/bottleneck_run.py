@@ -294,6 +294,13 @@ def _relu(run, step):
         run.y = F.relu_(run.y)
 
 
+@runs('stem_conv')
+def _stem_conv(run, step):
+    conv = run.weights.named(step.part)
+    run.y = ops.stem_conv(run.x, conv.weight, conv.bias, step.op.stride, bool(step.inner),
+                          conv.packed_stem)
+
+
 @runs('maxpool')
 def _maxpool(run, step):
     run.y = F.max_pool2d(run.y, step.op.kernel_size, step.op.stride,
