@@ -12,6 +12,7 @@ from .patch_conv import (
                          pack_winograd,
                          slice_ready,
 )
+from .stem import pack_stem, stem_conv
 from .tokens import gather_tokens, scatter_add_tokens_
 from .units import WHOLE, active_patches, compact, halo_positions, patch_positions
 
@@ -19,4 +20,4 @@ library.load()
 flops.register()
 
 __all__ = [*OPERATIONS, 'OPERATIONS', 'WHOLE', 'active_patches', 'has_dot_products', 'has_kernel',
-           'patch_positions', 'slice_ready', 'use_references']
+           'pack_stem', 'patch_positions', 'slice_ready', 'use_references']

@@ -38,7 +38,6 @@ from laud_mm.specs import (
     Step,
     StepKind,
     Work,
-    dense_steps,
     register_family,
 )
 from laud_mm.specs.arguments import paradigm_set
@@ -219,7 +218,7 @@ class LAUDPlainNet(LAUDBackbone):
         if own.masked:
             return F.relu(self.stem_norm(self.stem(x)))
         run = StemRun(x, dict(stem=fold_conv_norm(self.stem, self.stem_norm)))
-        run_steps(run, dense_steps(self.stem_specs(tuple(x.shape[-2:]))), own.execution.clock)
+        run_steps(run, self.stem_steps(x, own.execution.static), own.execution.clock)
         return run.y
 
     def stem_specs(self, image_size):

@@ -38,6 +38,9 @@ TORCH_LIBRARY(laud_mm, m) {
       "masker_conv1x1(Tensor x, Tensor weight, Tensor bias, Tensor mask_weight, Tensor "
       "mask_bias, int window, Tensor? packed=None) -> (Tensor, Tensor)");
   m.def(
+      "stem_conv(Tensor x, Tensor weight, Tensor bias, int stride, bool pool, Tensor? "
+      "packed=None) -> Tensor");
+  m.def(
       "conv_map(Tensor x, Tensor weight, Tensor bias, int stride=1, int dilation=1, int "
       "groups=1) -> Tensor");
   m.def(

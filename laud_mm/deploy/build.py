@@ -15,7 +15,7 @@ from laud_mm.models.backbones import LAUDBackbone
 from laud_mm.models.backbones.bottleneck import BottleneckBackbone
 from laud_mm.models.dynamic import FoldedConv
 from laud_mm.models.find import find_backbones
-from laud_mm.specs import BottleneckShape, Case, Program, dense_steps
+from laud_mm.specs import BottleneckShape, Case, Program
 from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
 from laud_mm.specs.bottleneck_program import REMOVED, can_pick
 
@@ -127,11 +127,12 @@ def _deploy_backbone(backbone: LAUDBackbone, settings: _Settings) -> DeployedBac
 
 def _deploy_stem(backbone, image_size, dtype):
     _check_plain('the stem', backbone.why_stem_is_not_plain())
-    specs = backbone.stem_specs(image_size)
-    names = [op.name for op in specs if op.kind == 'conv']
-    return DeployedStem(dense_steps(specs), {
-        name: DeployedConv(conv.weight.clone(), conv.bias.clone(), conv.groups, None)
-        for name, conv in zip(names, backbone.fold_stem(dtype))})
+    like = next(backbone.parameters()).new_empty(1, backbone.in_channels, *image_size, dtype=dtype)
+    names = [op.name for op in backbone.stem_specs(image_size) if op.kind == 'conv']
+    convs = dict(zip(names, map(_Traced, backbone.fold_stem(dtype))))
+    steps = backbone.stem_steps(like)
+    DeployedStem(steps, convs)(torch.zeros_like(like))  # as for blocks
+    return DeployedStem(steps, {name: conv.deployed() for name, conv in convs.items()})
 
 
 def _deploy_block(block, like, owned, settings, plan):
@@ -205,6 +206,10 @@ class _Traced(nn.Module):
     @property
     def packed_winograd(self):
         return self._note(self.conv.packed_winograd)
+
+    @property
+    def packed_stem(self):
+        return self._note(self.conv.packed_stem)
 
     def packed_for(self, *args, **kwargs):
         return self._note(self.conv.packed_for(*args, **kwargs))

@@ -45,6 +45,11 @@ class DeployedConv(nn.Module):
         """The same for Winograd's."""
         return self.packed
 
+    @property
+    def packed_stem(self) -> Tensor | None:
+        """The same for the first convolution of a network."""
+        return self.packed
+
     def convolve(self, x: Tensor, stride: int, dilation: int) -> Tensor:
         """Compute a whole map, see `FoldedConv`."""
         return ops.conv_map(x, self.weight, self.bias, stride, dilation, self.groups)
@@ -214,8 +219,8 @@ class DeployedStem(nn.Module):
     def out_size(self, size: Size) -> Size:
         """Height and width that it makes of those of images."""
         for step in self.steps:
-            size = tuple((n - 1) // step.op.stride + 1 for n in size) \
-                if not step.kind == 'relu' else size
+            for op in (step.op, *step.inner) if step.kind != 'relu' else ():
+                size = tuple((n - 1) // op.stride + 1 for n in size)
         return size
 
 

@@ -47,24 +47,27 @@ class CalibratedPredictor:
         self.model = StepModel(content['weights'], content['units'], content['factors'])
         # Where bf16 has dot products, no net of the calibration ran Winograd's steps.
         direct = self.precision == 'bf16' and 'rows3x3_winograd' not in content['weights']
+        self._fused = any(key.startswith('stem_conv') for key in content['weights'])
         self._case = dict(device=self.stamp['device'], dot_products=direct)
 
     def predict(self, network, rates=1.0, batch=None, about=None):
         """Predict a backbone; arguments and result as of `AnalyticPredictor.predict`."""
         batch = check_batch(1 if batch is None else batch)
         rates = block_rates(network, rates)
-        outside = network.outside_calls(batch)
+        outside, static_outside = (network.outside_calls(batch, fused)
+                                   for fused in (self._fused, False))
         dynamic = [block.calls(rate, batch, **self._case)
                    for block, rate in zip(network.blocks, rates)]
         static = [block.static_calls(batch, **self._case) for block in network.blocks]
-        far, static_far = (far_shares([*outside, *itertools.chain(*own)])
-                           for own in (dynamic, static))
+        far, static_far = (far_shares([*ends, *itertools.chain(*own)])
+                           for ends, own in ((outside, dynamic), (static_outside, static)))
         blocks = tuple(
             BlockLatency(block.name, block.shape.stage, float((rate or Rates()).unit),
                          self._run(own, far), self._run(dense, static_far))
             for block, rate, own, dense in zip(network.blocks, rates, dynamic, static))
         return LatencyReport(self.name, self.mode, self.precision, batch, blocks,
-                             self._run(outside, far), about or {})
+                             self._run(outside, far), about or {},
+                             self._run(static_outside, static_far))
 
     def route_ms(self, block: BlockSpec, batch: int, route: Any, rates: Rates | None) -> float:
         """Latency of one block on one of its routes, weights from far away."""

@@ -187,6 +187,11 @@ def _keep(step, work, batch):
     return _stream(2 * step.patch_rows * work.patches / batch * work.channels)
 
 
+@launches('stem_conv')
+def _stem(step, work, batch):
+    return [Launch('', dense_kernel(op), work.samples / batch) for op in (step.op, *step.inner)]
+
+
 @launches('conv7x7', 'conv1x1', 'conv3x3', 'conv3x3_grouped', 'maxpool', 'avgpool',
           'tokens_to_token')
 def _dense(step, work, batch):

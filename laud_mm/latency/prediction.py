@@ -68,8 +68,9 @@ class LatencyReport:
         precision (str): Such as 'fp32'.
         batch (int): Images per batch.
         blocks (tuple[BlockLatency, ...]): The residual blocks.
-        outside (tuple[OpLatency, ...]): Stem and tail, the same in both nets.
+        outside (tuple[OpLatency, ...]): Stem and tail.
         about (dict): What was predicted: network, paradigm, rate and such.
+        static_outside (tuple[OpLatency, ...] | None): Those of the static net; None: the same.
     """
     device: str
     mode: str
@@ -78,6 +79,11 @@ class LatencyReport:
     blocks: tuple[BlockLatency, ...]
     outside: tuple[OpLatency, ...] = ()
     about: dict = field(default_factory=dict)
+    static_outside: tuple[OpLatency, ...] | None = None
+
+    def __post_init__(self):
+        if self.static_outside is None:
+            object.__setattr__(self, 'static_outside', self.outside)
 
     @property
     def blocks_latency_per_image_ms(self) -> float:
@@ -95,7 +101,8 @@ class LatencyReport:
 
     @property
     def static_latency_per_image_ms(self) -> float:
-        return total_ms(self.outside) / self.batch + self.static_blocks_latency_per_image_ms
+        return total_ms(self.static_outside) / self.batch + \
+            self.static_blocks_latency_per_image_ms
 
     @property
     def ratio(self) -> float:
@@ -133,7 +140,8 @@ class LatencyReport:
                          latency_ms=b.latency_ms, static_latency_ms=b.static_latency_ms,
                          skipping_pays=b.skipping_pays, ops=[asdict(o) for o in b.ops],
                          static_ops=[asdict(o) for o in b.static_ops]) for b in self.blocks],
-            outside=[asdict(o) for o in self.outside])
+            outside=[asdict(o) for o in self.outside],
+            static_outside=[asdict(o) for o in self.static_outside])
 
     def rows(self) -> list[dict]:
         """One flat dict per op, for CSV; latencies in ms per batch."""
@@ -142,6 +150,6 @@ class LatencyReport:
             for net, ops in (('dynamic', block.ops), ('static', block.static_ops)):
                 rows += [dict(net=net, block=block.name, stage=block.stage + 1, **asdict(op))
                          for op in ops]
-        for net in ('dynamic', 'static'):
-            rows += [dict(net=net, block='', stage='', **asdict(op)) for op in self.outside]
+        for net, ops in (('dynamic', self.outside), ('static', self.static_outside)):
+            rows += [dict(net=net, block='', stage='', **asdict(op)) for op in ops]
         return rows

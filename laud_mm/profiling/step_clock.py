@@ -65,7 +65,7 @@ def net_calls(net: Any, x: torch.Tensor, decisions: dict | None) -> list[StepCal
     """
     spec = net.op_specs(tuple(x.shape[-2:]))
     tail = len(spec.tail)  # what follows the last block is not timed
-    calls = spec.outside_calls(len(x))[:-tail or None]
+    calls = spec.outside_calls(len(x), net.fuses_stem(x, decisions is None))[:-tail or None]
     for block, own in zip(net.blocks(), spec.blocks):
         case = Case(own.shape, own.in_size, len(x), x.device.type, ops.has_kernel(x.device),
                     owns_input=block.owns_input, dot_products=ops.has_dot_products(x))

@@ -61,12 +61,14 @@ class NetworkSpec:
         stem (tuple[OpSpec, ...]): Work before the first block, always done.
         blocks (tuple[BlockSpec, ...]): The residual blocks in order.
         tail (tuple[OpSpec, ...]): Work after the last block, always done.
-        outside_steps (tuple[Step, ...]): The steps that run stem and tail.
+        outside_steps (tuple[Step, ...]): The steps that run stem and tail in a static net.
+        fused_steps (tuple[Step, ...]): In a net that skips, where kernels serve the CPU.
     """
     stem: tuple[OpSpec, ...]
     blocks: tuple[BlockSpec, ...]
     tail: tuple[OpSpec, ...] = ()
     outside_steps: tuple[Step, ...] = ()
+    fused_steps: tuple[Step, ...] = ()
 
     @classmethod
     def chain(cls, stem: Sequence[OpSpec], shapes: Sequence[Any],
@@ -86,12 +88,20 @@ class NetworkSpec:
         for shape in shapes:
             blocks.append(BlockSpec.of(shape, size))
             size = shape.out_size(size)
-        steps = dense_steps(stem) if outside_steps is None else outside_steps
-        return cls(tuple(stem), tuple(blocks), tuple(tail), tuple(steps))
+        steps = fused = outside_steps
+        if steps is None:
+            steps, fused = dense_steps(stem), dense_steps(stem, fused=True)
+        return cls(tuple(stem), tuple(blocks), tuple(tail), tuple(steps), tuple(fused))
 
-    def outside_calls(self, batch: int) -> list[StepCall]:
-        """The steps of stem and tail on a batch."""
-        return [step_call(step, Work(batch)) for step in self.outside_steps]
+    def outside_calls(self, batch: int, fused: bool = False) -> list[StepCall]:
+        """The steps of stem and tail on a batch.
+
+        Args:
+            batch (int): Images.
+            fused (bool): Whether `fused_steps` run.
+        """
+        steps = self.fused_steps if fused else self.outside_steps
+        return [step_call(step, Work(batch)) for step in steps]
 
     @property
     def static_flops(self) -> int:

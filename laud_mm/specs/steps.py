@@ -257,7 +257,7 @@ STEP_KINDS: dict[str, StepKind] = dict(
         ('rows', 'inputs', 'outputs', 'samples'), lambda s, w: (*_patch_conv(s, w), w.computing),
         lambda s, w: (s.op.stride,), ('conv3x3_patches',)),
     picked3x3_grouped=StepKind(
-        ('rows', 'inputs', 'group_width', 'samples'),
+        ('rows', 'width', 'group_width', 'samples'),
         lambda s, w: (_patches(s, w), w.channels, s.op.in_channels // s.op.groups, w.computing),
         lambda s, w: (s.op.stride, s.op.in_channels // s.op.groups), ('conv3x3_patches',)),
     picked_excite=StepKind(('positions', 'channels', 'hidden', 'samples'), _excite_rows,
@@ -285,6 +285,10 @@ STEP_KINDS: dict[str, StepKind] = dict(
         lambda s, w: (w.samples * s.out_rows, s.op.in_channels, s.op.in_channels // s.op.groups,
                       w.samples * s.in_rows),
         lambda s, w: (s.op.stride, s.op.in_channels // s.op.groups)),
+    # The first convolution with its ReLU, and max pool, by our kernel.
+    stem_conv=StepKind(
+        ('rows', 'inputs', 'outputs'), lambda s, w: _dense(s, w)[:3],
+        lambda s, w: (s.op.kernel_size, s.op.stride, len(s.inner)), ('stem_conv',)),
     maxpool=StepKind(('rows', 'channels'), _map),
     avgpool=StepKind(('rows', 'channels'), _map, lambda s, w: (s.op.kernel_size,)),
     relu=StepKind(('rows', 'channels'), _map),
@@ -368,9 +372,20 @@ def step_call(step: Step, work: Work, times: float = 1.0, block: str = '') -> St
                     work.sliced > 0)
 
 
-def dense_steps(ops: Sequence[OpSpec]) -> tuple[Step, ...]:
-    """The steps of a convolutional stem: each convolution with its ReLU, and pools."""
+def dense_steps(ops: Sequence[OpSpec], fused: bool = False) -> tuple[Step, ...]:
+    """The steps of a convolutional stem: each convolution with its ReLU, and pools.
+
+    Args:
+        ops (Sequence[OpSpec]): The stem's work.
+        fused (bool): Whether our kernel runs the first convolution, with the pool where one
+            follows.
+    """
     steps: list[Step] = []
+    if fused:
+        first, *rest = ops
+        pools = tuple(op for op in rest[:1] if op.kind == 'pool')
+        steps.append(Step('stem_conv', first.name, first, inner=pools))
+        ops = rest[len(pools):]
     for op in ops:
         if op.kind == 'conv':
             kind = f'conv{op.kernel_size}x{op.kernel_size}'

@@ -153,6 +153,38 @@ def test_copies_and_sums_of_rows_equal_their_references(dtype):
     assert_close(actual, expected, dtype)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_first_convolution_equals_its_reference(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    dtype, kernel, stride, pool = draw(*TOLERANCE), draw(1, 3, 5, 7), draw(1, 2, 3), draw(True, False)
+    n, height, width = data.draw(st.integers(0, 3)), *(data.draw(st.integers(1, 80)) for _ in 'hw')
+    inputs, outputs = data.draw(st.integers(1, 5)), draw(1, 16, 40, 64, 70)
+    x, conv = torch.randn(n, inputs, height, width, dtype=dtype), random_conv(
+        outputs, inputs, kernel, dtype)
+    x = draw(x, channels_last(x), x.transpose(2, 3).contiguous().transpose(2, 3))
+    packed = draw(None, ops.pack_stem(*conv))
+    y = ops.stem_conv(x, *conv, stride, pool, packed)
+    expected = ops.stem_conv.reference(x, *conv, stride, pool)
+    assert (y.shape, y.dtype) == (expected.shape, dtype)
+    if n:
+        assert all(m.is_contiguous(memory_format=torch.channels_last) for m in (y, expected))
+    assert_close(y, expected, dtype)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_the_pool_of_the_first_convolution_keeps_what_is_not_finite(value, dtype):
+    x = torch.randn(2, 3, 40, 33, dtype=dtype)
+    x[0, 1, 20, 5] = value
+    conv = random_conv(20, 3, 7, dtype)
+    y, expected = (run(x, *conv, 2, True) for run in (ops.stem_conv, ops.stem_conv.reference))
+    assert torch.equal(y.isfinite(), expected.isfinite())
+    assert torch.equal(y.isnan(), expected.isnan())
+
+
 def test_bad_arguments_name_the_argument_and_its_value():
     x = channels_last(torch.randn(2, 8, 5, 5))
     weight, bias = random_conv(16, 8, 1, torch.float32)
@@ -166,6 +198,16 @@ def test_bad_arguments_name_the_argument_and_its_value():
             (dict(stride=0), 'stride'), (dict(packed=torch.zeros(3)), 'packed')]:
         with pytest.raises(RuntimeError, match=message):
             ops.conv1x1_positions(**{**good, **change})
+    for change, message in [
+            (dict(weight=torch.zeros(4, 2, 3, 3)), r'weight must be \(out, 3, k, k\)'),
+            (dict(weight=torch.zeros(4, 3, 2, 2)), 'odd k'), (dict(bias=torch.zeros(5)), 'bias'),
+            (dict(stride=0), 'stride'), (dict(x=torch.zeros(3, 8, 8)), 'x must be'),
+            (dict(weight=torch.zeros(4, 3, 3, 3).double()), 'weight must be'),
+            (dict(packed=torch.zeros(3)), 'packed')]:
+        good = dict(x=torch.zeros(1, 3, 8, 8), weight=torch.zeros(4, 3, 3, 3),
+                    bias=torch.zeros(4), stride=2, pool=False)
+        with pytest.raises(RuntimeError, match=message):
+            ops.stem_conv(**{**good, **change})
     with pytest.raises(RuntimeError, match='index.*got 12'):
         ops.gather_tokens(torch.zeros(2, 6, 4), torch.tensor([12]))
 

@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from laud_mm import ops
 from laud_mm.models.dynamic import (
     ActivationRecord,
     Execution,
@@ -18,7 +19,7 @@ from laud_mm.models.dynamic import (
     forward_pass,
 )
 from laud_mm.models.dynamic.plain import is_hooked
-from laud_mm.specs import NetworkSpec, OpSpec, Size
+from laud_mm.specs import NetworkSpec, OpSpec, Size, Step, dense_steps
 from laud_mm.specs.arguments import type_name
 from laud_mm.weights import load_pretrained
 
@@ -75,6 +76,20 @@ class LAUDBackbone(BaseModule):
     def stem_specs(self, image_size: Size) -> tuple[OpSpec, ...]:
         """Op specs of the stem for an image of (height, width)."""
         raise NotImplementedError
+
+    def fuses_stem(self, x: Tensor, static: bool = False) -> bool:
+        """Whether our kernel runs a stem's first convolution on such images.
+
+        Args:
+            x (Tensor): (N, 3, H, W) images.
+            static (bool): Whether nothing is skipped; then the framework's runs.
+        """
+        return (x.device.type == 'cpu' and ops.has_kernel('cpu') and not torch.is_grad_enabled()
+                and not static and any(block.masker is not None for block in self.blocks()))
+
+    def stem_steps(self, x: Tensor, static: bool = False) -> tuple[Step, ...]:
+        """The steps of a convolutional stem; arguments as of `fuses_stem`."""
+        return dense_steps(self.stem_specs(tuple(x.shape[-2:])), self.fuses_stem(x, static))
 
     def stem_modules(self) -> Sequence[nn.Module]:
         """Modules that `frozen_stages >= 0` freezes."""

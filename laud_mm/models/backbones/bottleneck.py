@@ -24,7 +24,6 @@ from laud_mm.models.dynamic.plain import (
     why_not_plain,
 )
 from laud_mm.models.dynamic.work import bottleneck_work
-from laud_mm.specs import dense_steps
 
 from .base import LAUDBackbone
 from .block import DynamicBlock
@@ -183,7 +182,7 @@ class BottleneckBackbone(LAUDBackbone):
             return self.call_stem(x)
         specs = self.stem_specs(tuple(x.shape[-2:]))
         run = StemRun(x, dict(zip((op.name for op in specs if op.kind == 'conv'), convs)))
-        run_steps(run, dense_steps(specs), own.execution.clock)
+        run_steps(run, self.stem_steps(x, own.execution.static), own.execution.clock)
         return run.y
 
     def fold_stem(self, dtype):

@@ -300,6 +300,13 @@ def _relu(run, step):
         run.y = F.relu_(run.y)
 
 
+@runs('stem_conv')
+def _stem_conv(run, step):
+    conv = run.weights.named(step.part)
+    run.y = ops.stem_conv(run.x, conv.weight, conv.bias, step.op.stride, bool(step.inner),
+                          conv.packed_stem)
+
+
 @runs('maxpool')
 def _maxpool(run, step):
     run.y = ops.max_pool(run.y, step.op.kernel_size, step.op.stride)

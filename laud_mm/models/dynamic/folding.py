@@ -67,6 +67,11 @@ class FoldedConv:
         return ops.pack_winograd(self.weight, self.bias)
 
     @cached_property
+    def packed_stem(self) -> Tensor | None:
+        """The weights as the CPU kernel of a net's first convolution reads them; None likewise."""
+        return ops.pack_stem(self.weight, self.bias) if self._for_kernels() else None
+
+    @cached_property
     def sliceable(self) -> Tensor | None:
         """The weights as the CPU kernels pick channels of them; None where there is none."""
         return ops.slice_ready(self.weight) if self._for_kernels() else None

@@ -66,6 +66,8 @@ struct RowGemmKernels {
   void (*accumulate)(const T* row, int64_t size, Sum* sum);
   // row[i] *= scales[i].
   void (*scale)(T* row, const Sum* scales, int64_t size);
+  // to[i] = max(to[i], row[i]), NaN where one is.
+  void (*maximum)(const T* row, int64_t size, T* to);
   // Transforms of a row (0 to 3) of one tile, see winograd_impl.h.
   void (*winograd_in)(int row, const T* const* d, int64_t depth, T* to, int64_t stride);
   void (*winograd_out)(int row, const T* from, int64_t stride, int64_t columns, T* const* out);

@@ -148,11 +148,21 @@ void scale(Bfloat16* row, const float* scales, int64_t size) {
   }
 }
 
+void maximum(const Bfloat16* row, int64_t size, Bfloat16* to) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __mmask16 mask = first_lanes(size - i);
+    const __m512 a = load(to + i, mask), b = load(row + i, mask);
+    const __mmask16 taken = _mm512_cmp_ps_mask(b, a, _CMP_GT_OQ) |
+                            _mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q);
+    _mm256_mask_storeu_epi16(to + i, mask & taken, _mm256_maskz_loadu_epi16(mask, row + i));
+  }
+}
+
 }  // namespace
 
 extern const RowGemmKernels<Bfloat16> bfloats;
 const RowGemmKernels<Bfloat16> bfloats = {kLanes, kVectors * kLanes, run,   nullptr, dot,
-                                          accumulate, scale, nullptr, nullptr};
+                                          accumulate, scale, maximum, nullptr, nullptr};
 
 }  // namespace avx512_bf16
 }  // namespace laud

@@ -173,12 +173,24 @@ void scale(T* row, const T* scales, int64_t size) {
   for (; i < size; i++) row[i] *= scales[i];
 }
 
+template <typename T>
+void maximum(const T* row, int64_t size, T* to) {
+  using vec = Vec<T>;
+  int64_t i = 0;
+  for (; i + vec::size <= size; i += vec::size) {
+    const typename vec::type a = vec::load(to + i), b = vec::load(row + i);
+    vec::store(to + i, (b > a) | (b != b) ? b : a);
+  }
+  for (; i < size; i++)
+    if (row[i] > to[i] || row[i] != row[i]) to[i] = row[i];
+}
+
 #include "winograd_impl.h"
 
 template <typename T>
 constexpr RowGemmKernels<T> kernels() {
   return {Vec<T>::size, kVectors * Vec<T>::size, run<T>, pick<T>, dot<T>, accumulate<T>,
-          scale<T>, winograd_in<T>, winograd_out<T>};
+          scale<T>, maximum<T>, winograd_in<T>, winograd_out<T>};
 }
 
 }  // namespace
