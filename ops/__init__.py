@@ -12,10 +12,10 @@ from .patch_conv import (
                          slice_ready,
 )
 from .tokens import gather_tokens, scatter_add_tokens_
-from .units import active_patches, compact, halo_positions, patch_positions
+from .units import WHOLE, active_patches, compact, halo_positions, patch_positions
 
 library.load()
 flops.register()
 
-__all__ = [*OPERATIONS, 'OPERATIONS', 'active_patches', 'has_dot_products', 'has_kernel',
+__all__ = [*OPERATIONS, 'OPERATIONS', 'WHOLE', 'active_patches', 'has_dot_products', 'has_kernel',
            'patch_positions', 'slice_ready', 'use_references']

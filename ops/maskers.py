@@ -8,7 +8,7 @@ from .units import patch_grid
 
 
 def _fake_mask(x, weight, bias, window):
-    return x.new_empty(len(x), *patch_grid(x.shape[-2:], window), dtype=torch.bool)
+    return x.new_empty(x.shape[0], *patch_grid(x.shape[-2:], window), dtype=torch.bool)
 
 
 @op('(Tensor x, Tensor weight, Tensor bias, int window) -> Tensor', fake=_fake_mask)
@@ -54,7 +54,7 @@ def _fake_masker_conv(x, weight, bias, mask_weight, mask_bias, window, packed=No
 
 
 def _fake_like(x, weight):
-    return torch.empty((len(x), len(weight), *x.shape[-2:]), dtype=x.dtype, device=x.device,
+    return torch.empty((x.shape[0], len(weight), *x.shape[-2:]), dtype=x.dtype, device=x.device,
                        memory_format=torch.channels_last)
 
 

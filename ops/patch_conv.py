@@ -90,7 +90,7 @@ def slice_ready(weight):
 
 def _fake_positions(x, index, count, weight, bias, stride=1, *_, **__):
     height, width = _strided(x.shape[-2:], stride)
-    return torch.empty((len(x), len(weight), height, width), dtype=x.dtype, device=x.device,
+    return torch.empty((x.shape[0], len(weight), height, width), dtype=x.dtype, device=x.device,
                        memory_format=torch.channels_last)
 
 

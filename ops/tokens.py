@@ -6,7 +6,7 @@ from .library import op
 
 
 @op('(Tensor x, Tensor index) -> Tensor',
-    fake=lambda x, index: x.new_empty(len(index), x.shape[2]))
+    fake=lambda x, index: x.new_empty(index.shape[0], x.shape[2]))
 def gather_tokens(x, index):
     """Copy some tokens.
 

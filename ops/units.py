@@ -8,6 +8,8 @@ import torch
 
 from .library import op
 
+WHOLE = 1 << 30  # a granularity or window as large as any map
+
 
 def _fake_compact(mask):
     return (mask.new_empty(mask.shape, dtype=torch.int32),
@@ -48,12 +50,14 @@ def active_patches(mask):
 
 def patch_extent(size, granularity):
     """Height and width of a patch on a map of `size`: at most the map's own."""
-    return tuple(min(granularity, n) for n in size)
+    # Sizes may be symbols, and what is compared would hold for these sizes only.
+    return tuple(size) if granularity >= WHOLE else tuple(torch.sym_min(granularity, n)
+                                                          for n in size)
 
 
 def patch_grid(size, granularity):
     """Rows and columns of the patch grid over a map of `size`."""
-    return tuple(-(-n // granularity) for n in size)
+    return (1, 1) if granularity >= WHOLE else tuple(-(-n // granularity) for n in size)
 
 
 def patch_positions(index, count, size, granularity):
