@@ -1,4 +1,6 @@
-"""`tools/latency.py measure` as the results here were made: batch 8, static net compiled too.
+"""`tools/latency.py measure` as the results here were made: batch 8, beside every static net.
+
+The static net runs eager, compiled, in onnxruntime and in OpenVINO.
 
     benchmarks/backbones.py --network resnet101 --paradigm layer --rate 0.5 --batch 8 --json OUT
 """
@@ -6,7 +8,7 @@ import argparse
 import sys
 
 from laud_mm.commands.latency import measure
-from laud_mm.commands.latency.shared import check_networks, check_outputs
+from laud_mm.commands.latency.shared import check_device, check_networks, check_outputs
 
 
 def main():
@@ -15,9 +17,14 @@ def main():
     measure.add_arguments(parser)
     parser.add_argument('--no-compile', dest='compile', action='store_false',
                         help='do not time the compiled static net')
-    parser.set_defaults(command='measure', batch=[8], compile=True)
+    parser.add_argument('--no-peers', dest='peers', action='store_false',
+                        help='do not time the static net in onnxruntime and OpenVINO')
+    parser.set_defaults(command='measure', batch=[8], compile=True, peers=True)
     args = parser.parse_args()
     try:
+        if args.peers and check_device(args.device).type != 'cpu':
+            print('onnxruntime and OpenVINO are not timed: they run on the CPU')
+            args.peers = False
         check_outputs(args)
         check_networks(args)
         measure.run(args)

@@ -2,6 +2,7 @@
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,16 @@ from laud_mm.specs import NETWORKS, Rates, backbone_spec, family_of
 from laud_mm.specs.arguments import check_choice, check_fraction
 
 from .make_plan import block_inputs
+from .peers import PRECISION_OF, static_peers
 from .probe import DriftProbe
 
 MEASURED_COLUMNS = ('network', 'paradigm', 'granularity', 'realised_rate', 'batch',
                     'flops_fraction', 'static_p50_ms', 'compiled_p50_ms', 'p50_ms', 'p90_ms',
                     'p99_ms', 'ratio_to_fastest_static')
+PEER_COLUMNS = ('fastest_static', 'fastest_of_all', 'ratio_to_fastest_of_all')
 PRECISIONS = ('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16')
 _WHOLE = dict(fp16=torch.float16, bf16=torch.bfloat16)
+OWN_STATICS = ('static', 'compiled')  # run in the precision of the dynamic net
 LAYOUTS = dict(channels_last=torch.channels_last, contiguous=torch.contiguous_format)
 
 
@@ -102,8 +106,8 @@ class TimedBackbone:
     """Latencies of a backbone and its static net, timed in turn.
 
     Attributes:
-        stats (dict[str, LatencyStats]): Per batch, by program: 'dynamic',
-            'static', and 'compiled' where asked for.
+        stats (dict[str, LatencyStats]): Per batch, by program: 'dynamic', 'static', and what
+            else was asked for.
         ratios (dict[str, float]): Dynamic over each other program, the median
             over runs that were timed together.
         cost (ActivationCost): What was decided.
@@ -118,7 +122,8 @@ class TimedBackbone:
     without_maskers: float | None = None
 
 
-def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None, time_maskers=False):
+def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers=False,
+                  settle=False):
     """Time a backbone at an exact forced rate, and its static net.
 
     Args:
@@ -128,8 +133,10 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None, time_masker
         rate (float | dict[str, float]): Share of units on, see `force_rate`.
         warmup (int): Untimed runs of each.
         repeats (int): Timed runs of each.
-        compiled (Callable, optional): A compiled static net to time too.
+        statics (dict[str, Callable], optional): Other forms of the static net to time too, by
+            name: functions without arguments.
         time_maskers (bool): Also time the maskers alone.
+        settle (bool): See `measure_interleaved`.
 
     Returns:
         TimedBackbone: The figures.
@@ -145,13 +152,11 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None, time_masker
     def static():
         with net.as_static():
             net(x)
-    programs = dict(dynamic=dynamic, static=static)
-    if compiled is not None:
-        programs['compiled'] = lambda: compiled(x)
+    programs = dict(dynamic=dynamic, static=static, **(statics or {}))
     if time_maskers:
         inputs = block_inputs(net, x)
         programs['maskers'] = lambda: [block.masker(y) for block, y in inputs]
-    stats, samples = measure_interleaved(programs, x.device, warmup, repeats)
+    stats, samples = measure_interleaved(programs, x.device, warmup, repeats, settle=settle)
     ratios = {name: float(np.median(np.divide(samples['dynamic'], own)))
               for name, own in samples.items() if name not in ('dynamic', 'maskers')}
     without = float(np.median((np.array(samples['dynamic']) - samples['maskers'])
@@ -160,7 +165,7 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, compiled=None, time_masker
 
 
 def measure_setting(setting, device='cpu', precision='fp32', layout='channels_last',
-                    compile_static=False, warmup=5, repeats=30, plan=None):
+                    compile_static=False, warmup=5, repeats=30, plan=None, peers=False):
     """Time a network and its static counterpart in turn.
 
     Args:
@@ -174,13 +179,22 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
             and its maskers are timed too.
         warmup (int): Untimed runs of each.
         repeats (int): Timed runs of each.
+        peers (bool): Also time the static net in other runtimes, on the CPU, see `static_peers`.
 
     Returns:
         dict: Latencies in ms per image: `p50_ms` and others of the dynamic
         net, `static_p50_ms` (the framework's convolutions, norms folded),
-        `compiled_p50_ms`, per stage `stages`; ratios are medians of runs that
-        were timed together.
+        `compiled_p50_ms`, those of `peers` such as `openvino_fp32_p50_ms`, per stage `stages`;
+        `ratios` to each are
+        medians of runs that were timed together. `fastest_static` names the fastest
+        static net of the same precision, `fastest_of_all` that of any precision. With `peers`
+        there are `runtimes`, their versions, and `missing`, what could not be timed and why.
+
+    Raises:
+        ValueError: If peers are asked for elsewhere than on the CPU.
     """
+    if peers and torch.device(device).type != 'cpu':
+        raise ValueError(f"peers run on the CPU: device must be 'cpu' with peers, got {device!r}")
     torch.manual_seed(0)
     keep_freed_memory()
     device = torch.device(device)
@@ -192,9 +206,14 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         x = torch.randn(setting.batch, net.in_channels, *setting.image_size, device=device,
                         dtype=dtype)
         x = x.contiguous(memory_format=memory)
-        compiled = compiled_static(setting, net, memory) if compile_static else None
+        statics, others = {}, static_peers(static_net(setting, net), x) if peers else None
+        if compile_static:
+            statics['compiled'] = partial(compiled_static(setting, net, memory), x)
+        if others is not None:
+            statics.update(others.programs)
         rate = setting.rate if setting.block_rates is None else setting.block_rates
-        timed = time_backbone(net, x, rate, warmup, repeats, compiled, plan is not None)
+        timed = time_backbone(net, x, rate, warmup, repeats, statics, plan is not None,
+                              settle=bool(peers))
         dense = plan and dense_blocks(net, x, timed.cost)
         stages = {name: stage_latencies(net, timed.programs[name], device, max(repeats // 3, 3))
                   for name in ('dynamic', 'static')}
@@ -212,9 +231,15 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
                flops_fraction=timed.cost.fraction.mean().item(), **per_image('dynamic'))
     for name in timed.ratios:
         row.update(per_image(name, f'{name}_'))
-    row.update(ratio_to_static=timed.ratios['static'],
-               ratio_to_fastest_static=max(timed.ratios.values()),
+    own = {name: ratio for name, ratio in timed.ratios.items()
+           if PRECISION_OF.get(precision) == name.partition('_')[2] or name in OWN_STATICS}
+    fastest, of_all = (max(ratios, key=ratios.get) for ratios in (own, timed.ratios))
+    row.update(ratios=timed.ratios, ratio_to_static=timed.ratios['static'],
+               fastest_static=fastest, ratio_to_fastest_static=own[fastest],
                block_rates=[mean_rates(rates) for rates in timed.cost.block_rates])
+    if others is not None:
+        row.update(fastest_of_all=of_all, ratio_to_fastest_of_all=timed.ratios[of_all],
+                   runtimes=others.versions, missing=others.missing)
     if plan is not None:
         row.update(per_image('maskers', 'maskers_'), dense_blocks=dense,
                    ratio_to_static_without_maskers=timed.without_maskers)
@@ -235,11 +260,17 @@ def mean_rates(rates):
     return {name: float(torch.as_tensor(value).mean()) for name, value in vars(rates).items()}
 
 
+def static_net(setting, net):
+    """The static net with the same weights."""
+    static = setting.build(paradigm=None, execution='masked')
+    static.load_state_dict(net.state_dict(), strict=False)
+    return static
+
+
 def compiled_static(setting, net, memory):
     """The static net with the same weights under `torch.compile`, weights frozen."""
     import torch._inductor as inductor
-    static = setting.build(paradigm=None, execution='masked')
-    static.load_state_dict(net.state_dict(), strict=False)
+    static = static_net(setting, net)
     weight = next(net.parameters())
     static = static.to(weight.device, weight.dtype, memory_format=memory)
     mode = inductor.list_mode_options('max-autotune') if weight.is_cuda else {}

@@ -20,7 +20,7 @@ class Measurement:
         rate (float): Share of units on.
         batch (int): Images per batch.
         latency_ms (float): Median per image.
-        static_ms (float): The same of the fastest static net.
+        static_ms (float): The same of the fastest static net of this precision.
         ratio (float): Median over pairs of runs, which drift of the machine does not touch.
         source (str): File of `benchmarks/results`.
     """
@@ -87,7 +87,10 @@ def _add_timing(results, row, stamp, source):
     granularity = (2, 2, 2, 2) if row['paradigm'] == 'channel' else row.get('granularity')
     skips = row['paradigm'] + (f', {letter} = {"-".join(map(str, granularity))}' if letter else '')
     threads = f', {stamp["threads"]} threads' if 'threads' in stamp else ''
-    static_ms = min(row[key] for key in ('static_p50_ms', 'compiled_p50_ms') if key in row)
+    if 'fastest_static' in row:  # older files do not name it
+        static_ms = row[f'{row["fastest_static"]}_p50_ms']
+    else:
+        static_ms = min(row[key] for key in ('static_p50_ms', 'compiled_p50_ms') if key in row)
     own = Measurement(
         f'{stamp.get("name", stamp.get("device", "?"))}{threads}, {stamp.get("precision", "?")}',
         row['rate'], row['batch'], row['p50_ms'], static_ms, row['ratio_to_fastest_static'], source)

@@ -131,6 +131,22 @@ def test_measure(tmp_path):
     assert row['ratio_to_fastest_static'] == row['ratio_to_static'] > 0
 
 
+def test_measure_beside_other_runtimes(tmp_path, capsys):
+    run('measure', '--network', 'regnety_400mf', '--paradigm', 'layer', '--size', '32', '32',
+        '--repeats', '2', '--warmup', '1', '--peers', '--json', tmp_path / 'm.json', '--csv',
+        tmp_path / 'm.csv')
+    content, printed = json.loads((tmp_path / 'm.json').read_text()), capsys.readouterr().out
+    row, = content['results']
+    for runtime in ('onnxruntime', 'openvino'):
+        if importlib.util.find_spec(runtime):
+            assert row[f'{runtime}_fp32_p50_ms'] > 0 and f'{runtime}_fp32' in printed
+            assert content['stamp']['runtimes'][runtime]
+        else:
+            assert f'Not timed: {runtime}' in printed
+            assert any(reason.startswith(runtime) for reason in content['missing'])
+    assert row['fastest_static'] in row['ratios'] and 'ratio_to_fastest_of_all' in printed
+
+
 def test_measure_takes_the_backbone_of_a_config(tmp_path):
     run('measure', '--config', ROOT / 'configs' / 'laud_resnet_digits.py', '--size', '48', '48',
         '--repeats', '2', '--warmup', '1', '--json', tmp_path / 'm.json')
@@ -224,6 +240,7 @@ PREDICT = ('predict', '--network', 'resnet50', '--paradigm', 'layer')
     (('measure', '--config', DETECTOR, '--paradigm', 'layer'), '--paradigm must be left out with'),
     (('measure', '--device', 'TX2'), "--device must be a device of torch, such as cpu or cuda, "
                                      "got 'TX2'"),
+    (('measure', '--device', 'cuda', '--peers'), '--peers must be left out with --device cuda'),
     (('calibrate', '--out', 'x.json', '--device', 'TX2'), '--device must be a device of torch')])
 def test_bad_input_is_named_before_any_work(tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
@@ -277,7 +294,8 @@ def test_the_benchmark_of_backbones_takes_the_rates_of_a_trained_network(tmp_pat
         dict(name=name, rate=rate) for name, rate in gates.items()])))
     program = [sys.executable, ROOT / 'benchmarks' / 'backbones.py', '--network', 'resnet50',
                '--paradigm', 'layer', '--size', '32', '32', '--batch', '1', '--repeats', '1',
-               '--no-compile', '--json', tmp_path / 'out.json', '--plot', tmp_path / 'out.png']
+               '--no-compile', '--no-peers', '--json', tmp_path / 'out.json',
+               '--plot', tmp_path / 'out.png']
     subprocess.run([*program, '--gates', tmp_path / 'val.json'], check=True,
                    stdout=subprocess.DEVNULL)
     row, = json.loads((tmp_path / 'out.json').read_text())['results']

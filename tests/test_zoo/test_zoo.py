@@ -89,6 +89,22 @@ def test_timings_stand_beside_their_network_only(entries, tmp_path):
     assert own.device == ('box, 2 threads, float32')
 
 
+@pytest.mark.parametrize('fastest, static_ms', [('openvino_fp32', 15.0), ('compiled', 20.0)])
+def test_timings_beside_other_runtimes_name_the_fastest_of_the_same_precision(
+        entries, tmp_path, fastest, static_ms):
+    (tmp_path / 'times.json').write_text(json.dumps(dict(
+        stamp=dict(name='box', threads=2, precision='fp32', runtimes=dict(openvino='2026.4')),
+        missing=[], results=[dict(
+            network='resnet101', paradigm='layer', granularity=None, rate=0.5, batch=8,
+            size=[224, 224], p50_ms=10.0, static_p50_ms=21.0, compiled_p50_ms=20.0,
+            openvino_fp32_p50_ms=15.0, openvino_bf16_p50_ms=8.0, fastest_static=fastest,
+            ratio_to_fastest_static=0.66, fastest_of_all='openvino_bf16',
+            ratio_to_fastest_of_all=1.25)])))
+    results = read_results(tmp_path)
+    own = next(found for e in entries for found in results.measured_for(e))
+    assert (own.static_ms, own.ratio) == (static_ms, 0.66)
+
+
 def test_every_published_figure_has_a_source():
     published = json.loads((ROOT / 'benchmarks' / 'published.json').read_text())
     claims = [*published['static_accuracy'].values(), *published['latency']]
