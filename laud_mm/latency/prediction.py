@@ -81,9 +81,9 @@ class LatencyReport:
     about: dict = field(default_factory=dict)
     static_outside: tuple[OpLatency, ...] | None = None
 
-    def __post_init__(self):
-        if self.static_outside is None:
-            object.__setattr__(self, 'static_outside', self.outside)
+    @property
+    def _static_ends(self):
+        return self.outside if self.static_outside is None else self.static_outside
 
     @property
     def blocks_latency_per_image_ms(self) -> float:
@@ -101,7 +101,7 @@ class LatencyReport:
 
     @property
     def static_latency_per_image_ms(self) -> float:
-        return total_ms(self.static_outside) / self.batch + \
+        return total_ms(self._static_ends) / self.batch + \
             self.static_blocks_latency_per_image_ms
 
     @property
@@ -141,7 +141,7 @@ class LatencyReport:
                          skipping_pays=b.skipping_pays, ops=[asdict(o) for o in b.ops],
                          static_ops=[asdict(o) for o in b.static_ops]) for b in self.blocks],
             outside=[asdict(o) for o in self.outside],
-            static_outside=[asdict(o) for o in self.static_outside])
+            static_outside=[asdict(o) for o in self._static_ends])
 
     def rows(self) -> list[dict]:
         """One flat dict per op, for CSV; latencies in ms per batch."""
@@ -150,6 +150,6 @@ class LatencyReport:
             for net, ops in (('dynamic', block.ops), ('static', block.static_ops)):
                 rows += [dict(net=net, block=block.name, stage=block.stage + 1, **asdict(op))
                          for op in ops]
-        for net, ops in (('dynamic', self.outside), ('static', self.static_outside)):
+        for net, ops in (('dynamic', self.outside), ('static', self._static_ends)):
             rows += [dict(net=net, block='', stage='', **asdict(op)) for op in ops]
         return rows

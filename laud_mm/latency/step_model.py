@@ -12,9 +12,8 @@ import numpy as np
 
 from laud_mm.specs import STEP_KINDS, StepCall
 
-_MATRIX = tuple(kind for kind in STEP_KINDS
-                if kind.startswith(('conv', 'rows', 'picked', 'linear', 'masker_conv'))
-                and not kind.endswith('grouped'))
+_MATRIX = tuple(kind for kind, about in STEP_KINDS.items()
+                if about.sizes[:3] == ('rows', 'inputs', 'outputs'))
 _EXPONENTS = (0.0, 0.5, 1.0)
 _OCTAVES = range(0, 28)
 _VECTOR, _TILE = 16, 64  # channels that a vector register, and a tile of a matrix product, take

@@ -88,10 +88,9 @@ class NetworkSpec:
         for shape in shapes:
             blocks.append(BlockSpec.of(shape, size))
             size = shape.out_size(size)
-        steps = fused = outside_steps
-        if steps is None:
-            steps, fused = dense_steps(stem), dense_steps(stem, fused=True)
-        return cls(tuple(stem), tuple(blocks), tuple(tail), tuple(steps), tuple(fused))
+        steps = [dense_steps(stem, fused) if outside_steps is None else tuple(outside_steps)
+                 for fused in (False, True)]
+        return cls(tuple(stem), tuple(blocks), tuple(tail), *steps)
 
     def outside_calls(self, batch: int, fused: bool = False) -> list[StepCall]:
         """The steps of stem and tail on a batch.

@@ -289,8 +289,9 @@ STEP_KINDS: dict[str, StepKind] = dict(
     stem_conv=StepKind(
         ('rows', 'inputs', 'outputs'), lambda s, w: _dense(s, w)[:3],
         lambda s, w: (s.op.kernel_size, s.op.stride, len(s.inner)), ('stem_conv',)),
-    maxpool=StepKind(('rows', 'channels'), _map),
-    avgpool=StepKind(('rows', 'channels'), _map, lambda s, w: (s.op.kernel_size,)),
+    maxpool=StepKind(('rows', 'channels'), _map, calls=('max_pool',)),
+    avgpool=StepKind(('rows', 'channels'), _map, lambda s, w: (s.op.kernel_size,),
+                     ('average_pool',)),
     relu=StepKind(('rows', 'channels'), _map),
     mask_channels=StepKind(('rows', 'channels'), _map),
     excite=StepKind(

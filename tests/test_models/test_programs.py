@@ -132,6 +132,10 @@ def read_excite_patches_(rows, index, count, height, width, side, weight1, bias1
     return [('excite_rows', (inside, weight1.shape[1], len(weight1), samples))]
 
 
+def read_average_pool(x, side):
+    return [('avgpool', (len(x) * _grid(x.shape[2:], side), x.shape[1]))]
+
+
 def read_gather_tokens(x, index):
     return [('gather_tokens', (len(index), x.shape[2]))]
 
@@ -157,7 +161,9 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
-        if name.startswith('laud_mm::') and 'pack' not in name:
+        if name.startswith('laud_mm::rectify_'):
+            pass  # not every step of ReLU is an operation of ours
+        elif name.startswith('laud_mm::') and 'pack' not in name:
             self.seen.append(globals()[f'read_{name.removeprefix("laud_mm::").split(".")[0]}'](
                 *args, **(kwargs or {})))
         elif name.startswith('aten::convolution'):
