@@ -123,7 +123,7 @@ def has_kernel(device):
 def has_dot_products(x):
     """Whether the kernels multiply a tensor's half type as it is, instead of widening it."""
     return (x.dtype == torch.bfloat16 and x.device.type == 'cpu' and has_kernel('cpu')
-            and torch.ops.laud_mm_build.cpu_isa() == 'avx512_bf16')
+            and torch.ops.laud_mm_build.cpu_isa() in ('avx512_bf16', 'amx'))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def _strided(size, stride):
     return tuple((n - 1) // stride + 1 for n in size)
 
 
-_VECTOR_BYTES = dict(avx512_bf16=64, avx512=64, avx2=32, baseline=16)
+_VECTOR_BYTES = dict(amx=64, avx512_bf16=64, avx512=64, avx2=32, baseline=16)
 
 
 def _fake_pack(weight, bias, groups=1, products=1):

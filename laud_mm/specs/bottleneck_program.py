@@ -12,6 +12,8 @@ MASKS = 'masks'  # the loop over the channel masks of a batch
 # Multiply-adds that reading a value in a pass of its own is worth, where masker and conv1
 # could read it together: measured on a CPU, see docs/ops.md.
 PASS_MACS = dict(cpu=8, cuda=64)
+# Shares of active units beyond which a CPU is faster with everything, measured: see docs/ops.md.
+BREAK_EVEN = dict(picked=0.8, sliced=0.0, grouped=0.9)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,12 @@ class _Steps:
             return Program(self.route, (Step('block'),), self.removed())
         if self.route.compute == 'dense':
             return Program(self.route, self.deciding(), self.dense())
-        return Program(self.route, self.deciding(), self.listed())
+        return Program(self.route, self.deciding(), self.listed(), self.break_even())
+
+    def break_even(self):
+        known = self.case.device == 'cpu' and self.case.kernels and not self.case.gradients
+        kind = self.route.channels or ('grouped' if self.shape.groups > 1 else '')
+        return BREAK_EVEN.get(kind, 1.0) if known else 1.0
 
     def deciding(self):
         shape, conv1 = self.shape, self.ops['conv1']

@@ -35,7 +35,7 @@ class UpTo(ExecutionPlan):
     def times(self, case):
         return None
 
-    def skips(self, case, decision, x):
+    def skips(self, case, program, decision, x):
         self.asked.append(case)
         return self.limit is None or active_share(decision) <= self.limit
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laud_mm import ops
+from laud_mm.latency.plans import ExecutionPlan
 from laud_mm.models.dynamic import (
     ActivationRecord,
     Execution,
@@ -39,12 +40,12 @@ class LAUDBackbone(BaseModule):
         norm_eval (bool): Keep batch norm statistics fixed in training.
         execution (str): 'masked', 'skipping', or 'auto': masked in training,
             skipping in evaluation (the backbone's `training` flag decides), but dense
-            where a plan says that this is faster.
+            where this is known to be faster, see `ExecutionPlan`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
 
     Attributes:
         record (ActivationRecord | None): What the last forward pass decided.
-        plan (ExecutionPlan | None): Which program of a block `execution='auto'` runs in
+        plan (ExecutionPlan): Which program of a block `execution='auto'` runs in
             evaluation.
         freeze_maskers (bool | None): Whether maskers of frozen stages are
             frozen too; None: those whose weights came from a checkpoint.
@@ -65,7 +66,7 @@ class LAUDBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.execution = Execution(execution).mode
-        self.plan = None
+        self.plan = ExecutionPlan()
         self.record: ActivationRecord | None = None
         self.freeze_maskers = None
 

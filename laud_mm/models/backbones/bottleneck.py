@@ -160,7 +160,8 @@ class BottleneckBackbone(LAUDBackbone):
                          init_cfg or [dict(type='Kaiming', layer='Conv2d'),
                                       dict(type='Constant', val=1, layer='_BatchNorm')])
         self.zero_init_residual = zero_init_residual and init_cfg is None
-        self.plan = None if plan is None else load_plan(plan)
+        if plan is not None:
+            self.plan = load_plan(plan)
         self._stem_fold = FoldCache()
 
     def stem_layers(self):

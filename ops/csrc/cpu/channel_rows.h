@@ -119,7 +119,7 @@ void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T
       constexpr int64_t kManyRows = 256;
       const int64_t rows = part.last - part.first, panels = ceil_div(columns, kernels.panel);
       const bool by_rows = rows >= kManyRows * share || panels < share;
-      const int64_t step = by_rows ? round_up(ceil_div(rows, share), 6)
+      const int64_t step = by_rows ? round_up(ceil_div(rows, share), kernels.rows)
                                    : ceil_div(panels, share) * kernels.panel;
       const int64_t at = task % share * step, end_at = std::min(at + step, by_rows ? rows : columns);
       if (at >= end_at) continue;
@@ -201,7 +201,7 @@ void run_channel_blocks(const PackedLayout& layout, const T* packed, const Chann
     const int64_t rows = part.last - part.first;
     int64_t share = ceil_div(rows, kMostRows);
     if (int64_t(parts.size()) < at::get_num_threads()) share = round_up(share, at::get_num_threads());
-    const int64_t size = round_up(ceil_div(rows, share), 6);
+    const int64_t size = round_up(ceil_div(rows, share), row_gemm<T>().rows);
     for (int64_t first = part.first; first < part.last; first += size)
       chunks.push_back({part.sample, first, std::min(first + size, part.last)});
   }
