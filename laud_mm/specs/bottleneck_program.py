@@ -68,8 +68,8 @@ def routes(case: Case) -> tuple[BottleneckRoute, ...]:
 def can_pick(case: Case) -> bool:
     """Whether kernels pick each sample's channels."""
     shape = case.shape
-    plain = shape.groups == 1 and not shape.se_channels
-    return case.kernels and not shape.mask_before_norm and (case.device == 'cpu' or plain)
+    plain = shape.groups == 1 and not shape.se_channels and not shape.mask_before_norm
+    return case.kernels and (case.device == 'cpu' or plain)
 
 
 def can_fuse(case: Case) -> bool:
@@ -240,6 +240,9 @@ class _Steps:
         if sliced and shape.groups > 1:
             steps.append(self.step('spread_channels', 'spread', self.ops['conv2'],
                                    when='spread'))
+        if picked and shape.mask_before_norm:
+            steps.append(self.step('shift_channels', 'shift', self.ops['conv2'],
+                                   units=shape.out_channels))
         conv2 = f'{kind}3x3'
         if shape.groups > 1:
             conv2 += '_grouped'

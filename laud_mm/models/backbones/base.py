@@ -13,8 +13,10 @@ from laud_mm.latency.plans import ExecutionPlan
 from laud_mm.models.dynamic import (
     ActivationRecord,
     Execution,
+    FoldCache,
     ForwardPass,
     MaskerSet,
+    PassWatch,
     current_execution,
     executing,
     forward_pass,
@@ -24,7 +26,7 @@ from laud_mm.specs import NetworkSpec, OpSpec, Size, Step, dense_steps
 from laud_mm.specs.arguments import type_name
 from laud_mm.weights import load_pretrained
 
-from .block import match_format
+from .block import DynamicBlock, match_format
 
 
 class LAUDBackbone(BaseModule):
@@ -68,6 +70,7 @@ class LAUDBackbone(BaseModule):
         self.execution = Execution(execution).mode
         self.plan = ExecutionPlan()
         self.record: ActivationRecord | None = None
+        self._watch = PassWatch()
         self.freeze_maskers = None
 
     def run_stem(self, x: Tensor, own: ForwardPass) -> Tensor:
@@ -163,6 +166,8 @@ class LAUDBackbone(BaseModule):
         self.record = None  # frees the last pass's maskers' graph
         outputs = []
         own = ForwardPass(execution, masked, record)
+        caches = [] if masked or torch.compiler.is_compiling() else self.caches()
+        own.unchanged = self._watch.is_current(caches)
         with nullcontext() if torch.compiler.is_compiling() else forward_pass(own):
             y = self.run_stem(x, own)
             if not any(is_hooked(m) for root in self.stem_modules() for m in root.modules()):
@@ -171,9 +176,19 @@ class LAUDBackbone(BaseModule):
                 y = self.run_stage(stage, y, own)
                 if index in self.out_indices:
                     outputs.append(self.format_output(y, index, image_size))
+        if not own.unchanged:
+            self._watch.renew(caches)
         self.record = record
         own.warn(self)
         return tuple(match_format(y, x) for y in outputs)
+
+    def caches(self) -> list[FoldCache]:
+        """What keeps folded weights; none where code of others runs between blocks."""
+        stages, blocks = self.stages(), self.blocks()
+        if any(isinstance(stage, nn.Module) and is_hooked(stage) for stage in stages) \
+                or not all(isinstance(block, DynamicBlock) for block in blocks):
+            return []
+        return [block.cache for block in blocks]
 
     def init_weights(self):
         """Initialise or load as `init_cfg` says, then the maskers that nothing was loaded for.

@@ -98,11 +98,12 @@ void run_sliced(RowGemm<T> g, const ChannelList& channels, int64_t sample, bool 
 
 // Run the rows of every sample on its own channels; no groups. For kInputs `weights` is packed
 // as `layout`, else it is the matrix that `run_sliced` takes, and `bias` with it.
+// `shifts` is null or, for kInputs, (samples, outputs) that are added to the bias.
 template <typename T, typename Fill>
 void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T>* bias,
                       const ChannelList& channels, Picks picks,
                       const std::vector<SampleRows>& parts, bool relu, bool adds,
-                      const Fill& fill) {
+                      const Unit<T>* shifts, const Fill& fill) {
   if (parts.empty()) return;
   const auto& kernels = row_gemm<T>();
   // As many tasks in every sample as keep all threads busy.
@@ -136,6 +137,12 @@ void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T
         for (size_t k = 0; k < picked.size(); k++)
           picked[k] = unit_of<T>(channels, part.sample, k);
         g.picked = picked.data();
+        if (shifts) {
+          scratch.assign(g.bias, g.bias + round_up(g.columns, kernels.vector));
+          const Unit<T>* own = shifts + part.sample * g.columns;
+          for (int64_t c = 0; c < g.columns; c++) scratch[c] += own[c];
+          g.bias = scratch.data();
+        }
         keep_columns(g, column, last_column);
         kernels.run(g);
       } else {
