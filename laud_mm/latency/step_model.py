@@ -184,7 +184,7 @@ class StepModel:
                                  'with this version')
 
             def distance(key):
-                return [abs(math.log(max(int(a), 1) / max(b, 1)))
+                return [abs(math.log((int(a) + 1) / (b + 1)))  # 0 and 1 are flags, and differ
                         for a, b in zip(key.split('/')[1:], call.variant)]
             self._keys[call.key] = min(known, key=distance)
         return self._keys[call.key]
