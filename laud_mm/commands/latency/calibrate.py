@@ -24,7 +24,7 @@ def run(args):
     from laud_mm.profiling.calibrate import calibrate, summarise_errors
     check_device(args.device)
     rows = calibrate(args.out, args.device, args.precision, args.nets, args.held_out, args.repeats,
-               args.seed, track)
+               args.seed, track=track)
     held_out = [row for row in rows if row['held_out']]
     summary = summarise_errors(held_out)
     print(text_table(summary, ('kind', 'steps', 'within_15_percent', 'median_error',
