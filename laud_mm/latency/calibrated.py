@@ -2,6 +2,7 @@
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,13 @@ class CalibratedPredictor:
             blocks[0], about or {}, static_blocks[0])
 
     def route_ms(self, block: BlockSpec, batch: int, route: Any, rates: Rates | None) -> float:
-        """Latency of one block on one of its routes, as if the net were that block."""
-        ops, = self._run([block.calls(rates, batch, route, **self._case)])
+        """Latency of one block on one of its routes, weights from far away."""
+        ops, = self._run([block.calls(rates, batch, route, **self._case)], math.inf)
         return sum(op.latency_ms for op in ops)
 
-    def _run(self, parts):
+    def _run(self, parts, weights_m=None):
         """The ops of the parts of a net, each with its latency among the others."""
-        contexts = iter(step_contexts([*itertools.chain(*parts)]))
+        contexts = iter(step_contexts([*itertools.chain(*parts)], weights_m))
         return [tuple(OpLatency(call.name, call.kind,
                                 self.model.latency_ms(call, next(contexts)) * call.times)
                       for call in calls) for calls in parts]

@@ -135,30 +135,39 @@ def values_m(call):
     return 1e-6 * (reads + rows * sizes.get('outputs', channels)) + weights_m(call)
 
 
-def step_contexts(calls):
+def step_contexts(calls, net_weights_m=None):
     """What surrounds each step of a net that runs again and again.
 
     Args:
         calls (Sequence[StepCall]): Of the whole net, in order.
+        net_weights_m (float, optional): Millions of weights of the net; default: what the calls
+            read.
 
     Returns:
         np.ndarray: (len(calls), len(CONTEXT_TERMS)).
     """
     weights = np.array([weights_m(call) for call in calls])
-    total = sum(call.times * own for call, own in zip(calls, weights))
-    far = [max(1 - near / total, 0.0) if total else 0.0 for near in NEAR_WEIGHTS_M]
-    moved = [values_m(call) for call in calls]
-    ends = np.cumsum([call.times * own for call, own in zip(calls, moved)])
+    moved = np.array([values_m(call) for call in calls])
+    times = np.array([call.times for call in calls])
+    if net_weights_m is None:
+        net_weights_m = float(times @ weights)
+    far = [max(1 - near / net_weights_m, 0.0) if net_weights_m else 0.0 for near in NEAR_WEIGHTS_M]
+    ends = np.cumsum(times * moved)
+    starts = ends - times * moved
     # Before its first run in a pass a kind ran last in the pass before.
     last = {call.kind: end - ends[-1] for call, end in zip(calls, ends)}
-    since, sources, source = [], [], 0.0
-    for call, own, end in zip(calls, moved, ends):
-        since.append(max(end - call.times * own - last[call.kind], 0.0))
-        sources.append(source)
-        last[call.kind], source = end, own or source
+    since, sources, source, before = [], [], 0.0, None
+    for call, own, start, end in zip(calls, moved, starts, ends):
+        if before != (call.kind, call.name):
+            since.append(start - last[call.kind])
+            sources.append(source)
+        else:  # an alternative to the call before
+            since.append(since[-1])
+            sources.append(sources[-1])
+        last[call.kind], source, before = end, own or source, (call.kind, call.name)
     caches = np.array(_CACHES_M)
     return np.concatenate([weights[:, None] * far, *(
-        np.minimum(np.array(values)[:, None] / caches, 1) for values in (since, sources))], 1)
+        np.clip(np.array(values)[:, None] / caches, 0, 1) for values in (since, sources))], 1)
 
 
 class StepModel:

@@ -75,8 +75,12 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, seconds=
                                               seconds=own_seconds), probe)
             probes.append(probe_ms)
             nets.append([step_rows(own) for own in timed])
-    typical_ms = float(np.median(probes))
-    kept = []
+    return _at_one_speed(nets, probes)
+
+
+def _at_one_speed(nets, probes):
+    """What would have been measured at the typical speed; nets at quite another are left out."""
+    typical_ms, kept = float(np.median(probes)), []
     for rows, probe_ms in zip(nets, probes):
         if typical_ms / MOST_DRIFT < probe_ms < typical_ms * MOST_DRIFT:
             kept += rows
@@ -254,6 +258,7 @@ def calibrate(path, device='cpu', precision='fp32', nets=360, held_out=0.08, rep
     """
     dtype = DTYPES[check_choice('precision', precision, tuple(DTYPES))]
     check_fraction('held_out', held_out, 0.0, 0.9)
+    check_fraction('seconds', seconds, 0.0, 60.0)
     for field, value in (('nets', nets), ('repeats', repeats)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f'{field} must be an int >= 1, got {value!r}')
