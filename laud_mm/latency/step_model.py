@@ -20,12 +20,14 @@ _VECTOR, _TILE = 16, 64  # channels that a vector register, and a tile of a matr
 _CHANNELS = ('inputs', 'outputs', 'channels', 'width', 'active', 'hidden')
 # Millions of weights beyond which a net's weights come from further away each time.
 NEAR_WEIGHTS_M = (1.5, 6.0)
-# Millions of values that went through the caches since a step's kind ran last, or in the step
-# that made its input: up to each of these, more of what the step needs has left a cache.
+# Millions of values that went through the caches since a step's kind ran last, in the step that
+# made its input, and in the one just before: up to each of these, more of what the step needs has
+# left a cache. Some of it once per step, such as code, some for every value of its own.
 _CACHES_M = (0.06, 0.12, 0.25, 0.5, 1, 2, 4, 8, 16)
+_BEFORE = ('since its kind', 'by its source', 'just before', 'since its kind, per value',
+           'by its source, per value')
 CONTEXT_TERMS = (*(f'weights beyond {near:g} M' for near in NEAR_WEIGHTS_M),
-                 *(f'{what} up to {size:g} M' for what in ('since its kind', 'by its source')
-                   for size in _CACHES_M))
+                 *(f'{what} up to {size:g} M' for what in _BEFORE for size in _CACHES_M))
 NO_CONTEXT = (0.0,) * len(CONTEXT_TERMS)  # of a step that runs again and again, alone
 
 
@@ -156,18 +158,18 @@ def step_contexts(calls, net_weights_m=None):
     starts = ends - times * moved
     # Before its first run in a pass a kind ran last in the pass before.
     last = {call.kind: end - ends[-1] for call, end in zip(calls, ends)}
-    since, sources, source, before = [], [], 0.0, None
+    around, source, step = [], (0.0, 0.0), None  # source: the last step that moved values, the last
     for call, own, start, end in zip(calls, moved, starts, ends):
-        if before != (call.kind, call.name):
-            since.append(start - last[call.kind])
-            sources.append(source)
-        else:  # an alternative to the call before
-            since.append(since[-1])
-            sources.append(sources[-1])
-        last[call.kind], source, before = end, own or source, (call.kind, call.name)
-    caches = np.array(_CACHES_M)
-    return np.concatenate([weights[:, None] * far, *(
-        np.clip(np.array(values)[:, None] / caches, 0, 1) for values in (since, sources))], 1)
+        if step == (call.kind, call.name):  # an alternative to the call before
+            around.append(around[-1])
+        else:
+            around.append((start - last[call.kind], *source))
+        last[call.kind], step = end, (call.kind, call.name)
+        source = own or source[0], own
+    filled = [np.clip(values[:, None] / np.array(_CACHES_M), 0, 1)
+              for values in np.array(around).reshape(-1, 3).T]
+    return np.concatenate([weights[:, None] * far, *filled,
+                           *(moved[:, None] * own for own in filled[:2])], 1)
 
 
 class StepModel:
