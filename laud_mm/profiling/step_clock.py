@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,9 @@ def net_calls(net: Any, x: torch.Tensor, decisions: dict | None) -> list[StepCal
         static = decisions is None or block.masker is None
         program = own.shape.program(case, own.shape.static_route if static else None)
         decision = block.static_decision() if decisions is None else decisions[own.name]
+        if not static:  # what decides has run by then
+            chosen = net.plan.after_decision(case, program, decision, x)
+            program = replace(chosen, deciding=program.deciding)
         calls += program.calls(block.exact_work(case, program.route, decision), own.name)
     return calls
 
@@ -109,7 +112,7 @@ def time_steps(net: Any, x: torch.Tensor, rate: float | dict[str, float], warmup
         if run >= warmup + repeats and time.perf_counter() - start > seconds:
             break
         for index in (0, 1) if run % 2 else (1, 0):
-            with net.executing(mode='skipping', static=index == 1, clock=clock), \
+            with net.executing(mode='auto', static=index == 1, clock=clock), \
                     replay(net, decisions):
                 clock.start()
                 net(x)
