@@ -2,6 +2,7 @@
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,9 @@ from .hardware import load_hardware
 from .machine import cpu_name
 from .prediction import BlockLatency, LatencyReport, OpLatency
 from .published import FUSIONS
-from .step_model import NEAR_WEIGHTS_M, StepModel, far_shares
+from .step_model import StepModel, step_contexts
 
-FORMAT, VERSION = 'laud_mm calibration', 2
+FORMAT, VERSION = 'laud_mm calibration', 3
 
 
 class CalibratedPredictor:
@@ -59,24 +60,26 @@ class CalibratedPredictor:
         dynamic = [block.calls(rate, batch, **self._case)
                    for block, rate in zip(network.blocks, rates)]
         static = [block.static_calls(batch, **self._case) for block in network.blocks]
-        far, static_far = (far_shares([*ends, *itertools.chain(*own)])
-                           for ends, own in ((outside, dynamic), (static_outside, static)))
-        blocks = tuple(
-            BlockLatency(block.name, block.shape.stage, float((rate or Rates()).unit),
-                         self._run(own, far), self._run(dense, static_far))
-            for block, rate, own, dense in zip(network.blocks, rates, dynamic, static))
-        return LatencyReport(self.name, self.mode, self.precision, batch, blocks,
-                             self._run(outside, far), about or {},
-                             self._run(static_outside, static_far))
+        blocks, static_blocks = self._run([outside, *dynamic]), self._run([static_outside, *static])
+        return LatencyReport(
+            self.name, self.mode, self.precision, batch,
+            tuple(BlockLatency(block.name, block.shape.stage, float((rate or Rates()).unit),
+                               own, dense)
+                  for block, rate, own, dense in zip(network.blocks, rates, blocks[1:],
+                                                     static_blocks[1:])),
+            blocks[0], about or {}, static_blocks[0])
 
     def route_ms(self, block: BlockSpec, batch: int, route: Any, rates: Rates | None) -> float:
         """Latency of one block on one of its routes, weights from far away."""
-        calls = block.calls(rates, batch, route, **self._case)
-        return sum(op.latency_ms for op in self._run(calls, (1.0,) * len(NEAR_WEIGHTS_M)))
+        ops, = self._run([block.calls(rates, batch, route, **self._case)], math.inf)
+        return sum(op.latency_ms for op in ops)
 
-    def _run(self, calls, far):
-        return tuple(OpLatency(call.name, call.kind, self.model.latency_ms(call, far) * call.times)
-                     for call in calls)
+    def _run(self, parts, weights_m=None):
+        """The ops of the parts of a net, each with its latency among the others."""
+        contexts = iter(step_contexts([*itertools.chain(*parts)], weights_m))
+        return [tuple(OpLatency(call.name, call.kind,
+                                self.model.latency_ms(call, next(contexts)) * call.times)
+                      for call in calls) for calls in parts]
 
 
 def read_calibration(path):

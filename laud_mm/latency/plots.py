@@ -1,4 +1,5 @@
 """Plots of latency figures."""
+import math
 from contextlib import contextmanager
 
 from laud_mm.utils.files import replacing
@@ -77,6 +78,7 @@ def plot_report(report, path):
 def plot_predicted(rows, path, measured='measured_ms', predicted='predicted_ms', group='op',
                    bound=0.15):
     """Plot predicted over measured latencies, with a band of +- `bound`."""
+    from matplotlib.ticker import LogLocator, NullFormatter
     with figure(path, width=6, height=6) as axes:
         for name in sorted({str(row[group]) for row in rows}):
             own = [row for row in rows if str(row[group]) == name]
@@ -89,6 +91,12 @@ def plot_predicted(rows, path, measured='measured_ms', predicted='predicted_ms',
                           [low * (1 + bound), high * (1 + bound)], color='grey', alpha=0.2)
         axes.set_xscale('log')
         axes.set_yscale('log')
+        # Labels of 1, 2 and 5: one per decade says little, one per tick overlaps.
+        decades = math.log10(high / low)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+            axis.set_major_formatter('{x:g}')
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel('measured (ms)')
         axes.set_ylabel('predicted (ms)')
         axes.legend(fontsize=6, ncols=2, loc='lower right')

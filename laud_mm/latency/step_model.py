@@ -15,11 +15,20 @@ from laud_mm.specs import STEP_KINDS, StepCall
 _MATRIX = tuple(kind for kind, about in STEP_KINDS.items()
                 if about.sizes[:3] == ('rows', 'inputs', 'outputs'))
 _EXPONENTS = (0.0, 0.5, 1.0)
-_OCTAVES = range(0, 28)
+_OCTAVES = range(0, 28, 3)
 _VECTOR, _TILE = 16, 64  # channels that a vector register, and a tile of a matrix product, take
+_CHANNELS = ('inputs', 'outputs', 'channels', 'width', 'active', 'hidden')
 # Millions of weights beyond which a net's weights come from further away each time.
 NEAR_WEIGHTS_M = (1.5, 6.0)
-_CHANNELS = ('inputs', 'outputs', 'channels', 'width', 'active', 'hidden')
+# Millions of values that went through the caches since a step's kind ran last, in the step that
+# made its input, and in the one just before: up to each of these, more of what the step needs has
+# left a cache. Some of it once per step, such as code, some for every value of its own.
+_CACHES_M = (0.06, 0.12, 0.25, 0.5, 1, 2, 4, 8, 16)
+_BEFORE = ('since its kind', 'by its source', 'just before', 'since its kind, per value',
+           'by its source, per value')
+CONTEXT_TERMS = (*(f'weights beyond {near:g} M' for near in NEAR_WEIGHTS_M),
+                 *(f'{what} up to {size:g} M' for what in _BEFORE for size in _CACHES_M))
+NO_CONTEXT = (0.0,) * len(CONTEXT_TERMS)  # of a step that runs again and again, alone
 
 
 def step_terms(kind):
@@ -38,7 +47,7 @@ def step_terms(kind):
     names += [f'{product} {octave}' for product in products for octave in _octave_names()]
     if kind in _MATRIX:
         names += [f'rows of weights {octave}' for octave in _octave_names()]
-    return [*names, *(f'weights beyond {near:g} M' for near in NEAR_WEIGHTS_M)]
+    return [*names, *CONTEXT_TERMS]
 
 
 def _subsets(count):
@@ -50,7 +59,7 @@ def _octave_names():
 
 
 def _octaves(values):
-    """How much of each octave lies below a value: (N,) to (N, octaves)."""
+    """How much of each range of octaves lies below a value: (N,) to (N, ranges)."""
     edges = np.array([0.0, *(2.0**octave for octave in _OCTAVES), np.inf])
     return np.clip(values[:, None] - edges[:-1], 0, None).clip(max=np.diff(edges)[None])
 
@@ -59,18 +68,18 @@ def _ceil_to(values, multiple):
     return np.ceil(values / multiple) * multiple
 
 
-def step_features(kind, sizes, far, units):
+def step_features(kind, sizes, contexts, units):
     """Values of the terms of a step.
 
     Products of powers of the sizes; products of sizes octave by octave, which
     make up any rising curve, such as one with a cache's edge in it; and the
     same with samples rounded up to a wave of the machine's engines, channels
-    to vectors and tiles.
+    to vectors and tiles. A step without work has none of these but the constant.
 
     Args:
         kind (str): A key of `STEP_KINDS`.
         sizes (np.ndarray): (N, number of sizes).
-        far (np.ndarray): (N, len(NEAR_WEIGHTS_M)), millions of weights from far away.
+        contexts (np.ndarray): (N, len(CONTEXT_TERMS)), see `step_contexts`.
         units (int): Processing engines of the machine: threads or SMs.
 
     Returns:
@@ -99,10 +108,9 @@ def step_features(kind, sizes, far, units):
     if kind in _MATRIX:
         # Weights beyond a cache slow every row down.
         features.append(rows[:, None] * _octaves(inputs * outputs))
-    features.append(np.asarray(far, float).reshape(len(sizes), -1))
-    return np.concatenate(features, 1)
-
-
+    working = np.concatenate(features, 1)
+    working[:, 1:] *= (sizes > 0).all(1)[:, None]
+    return np.concatenate([working, np.asarray(contexts, float).reshape(len(sizes), -1)], 1)
 
 
 def weights_m(call):
@@ -118,17 +126,50 @@ def weights_m(call):
     return 2e-6 * sizes['channels'] * sizes['hidden'] if 'hidden' in sizes else 0.0
 
 
-def far_shares(calls):
-    """Shares of a net's weights that do not stay near until the net runs again.
+def values_m(call):
+    """Millions of values that a step reads and writes, weights among them; roughly."""
+    sizes = dict(zip(STEP_KINDS[call.kind].sizes, call.sizes))
+    rows = sizes.get('rows', sizes.get('samples', 0) * sizes.get('positions',
+                                                                 sizes.get('longest', 0)))
+    channels = next((sizes[name] for name in ('inputs', 'width', 'channels', 'head_dims')
+                     if name in sizes), 0) * sizes.get('heads', 1)
+    reads = sizes.get('reads', rows) * channels
+    return 1e-6 * (reads + rows * sizes.get('outputs', channels)) + weights_m(call)
+
+
+def step_contexts(calls, net_weights_m=None):
+    """What surrounds each step of a net that runs again and again.
 
     Args:
-        calls (Sequence[StepCall]): Of the whole net.
+        calls (Sequence[StepCall]): Of the whole net, in order.
+        net_weights_m (float, optional): Millions of weights of the net; default: what the calls
+            read.
 
     Returns:
-        tuple[float, ...]: For each of `NEAR_WEIGHTS_M`.
+        np.ndarray: (len(calls), len(CONTEXT_TERMS)).
     """
-    total = sum(call.times * weights_m(call) for call in calls)
-    return tuple(max(1 - near / total, 0.0) if total else 0.0 for near in NEAR_WEIGHTS_M)
+    weights = np.array([weights_m(call) for call in calls])
+    moved = np.array([values_m(call) for call in calls])
+    times = np.array([call.times for call in calls])
+    if net_weights_m is None:
+        net_weights_m = float(times @ weights)
+    far = [max(1 - near / net_weights_m, 0.0) if net_weights_m else 0.0 for near in NEAR_WEIGHTS_M]
+    ends = np.cumsum(times * moved)
+    starts = ends - times * moved
+    # Before its first run in a pass a kind ran last in the pass before.
+    last = {call.kind: end - ends[-1] for call, end in zip(calls, ends)}
+    around, source, step = [], (0.0, 0.0), None  # source: the last step that moved values, the last
+    for call, own, start, end in zip(calls, moved, starts, ends):
+        if step == (call.kind, call.name):  # an alternative to the call before
+            around.append(around[-1])
+        else:
+            around.append((start - last[call.kind], *source))
+        last[call.kind], step = end, (call.kind, call.name)
+        source = own or source[0], own
+    filled = [np.clip(values[:, None] / np.array(_CACHES_M), 0, 1)
+              for values in np.array(around).reshape(-1, 3).T]
+    return np.concatenate([weights[:, None] * far, *filled,
+                           *(moved[:, None] * own for own in filled[:2])], 1)
 
 
 class StepModel:
@@ -146,34 +187,35 @@ class StepModel:
         self.weights, self.units, self.factors = weights, units, factors or {}
         self._known: dict[tuple, float] = {}
         self._keys: dict[str, str] = {}
-        self._terms: dict[str, list[tuple[int, float]]] = {}
+        self._terms: dict[str, np.ndarray] = {}
+        self._around: dict[str, np.ndarray] = {}
         for key, own in weights.items():
-            terms = step_terms(key.split('/')[0])
-            self._terms[key] = [(i, own[term]) for i, term in enumerate(terms) if term in own]
+            values = np.array([own.get(term, 0.0) for term in step_terms(key.split('/')[0])])
+            self._terms[key], self._around[key] = np.split(values, [-len(CONTEXT_TERMS)])
 
-    def latency_ms(self, call: StepCall, far: Sequence[float]) -> float:
+    def latency_ms(self, call: StepCall, context: Sequence[float]) -> float:
         """What one run of a step adds to the latency of a net, see `step_ms`."""
-        return self.factors.get(call.kind, 1.0) * self.step_ms(call, far)
+        return self.factors.get(call.kind, 1.0) * self.step_ms(call, context)
 
-    def step_ms(self, call: StepCall, far: Sequence[float]) -> float:
+    def step_ms(self, call: StepCall, context: Sequence[float]) -> float:
         """Predicted latency of one run of a step.
 
         Args:
             call (StepCall): The step with its sizes.
-            far (Sequence[float]): `far_shares` of its net.
+            context (Sequence[float]): Its row of `step_contexts`.
 
         Raises:
             ValueError: If the calibration does not know the kind of step.
         """
-        case = call.key, call.sizes, call.near, tuple(far)
+        case, key = (call.key, call.sizes), self._nearest(call)
         if case not in self._known:
             if len(self._known) > 100_000:
                 self._known.clear()
-            values = step_features(call.kind, [call.sizes],
-                                   [[share * weights_m(call) for share in far]], self.units)[0]
-            self._known[case] = float(sum(
-                values[i] * weight for i, weight in self._terms[self._nearest(call)]))
-        return self._known[case]
+            self._known[case] = float(self._values(call) @ self._terms[key])
+        return self._known[case] + float(np.dot(context, self._around[key]))
+
+    def _values(self, call):
+        return step_features(call.kind, [call.sizes], [()], self.units)[0]
 
     def _nearest(self, call):
         """The key of the measured variant that is nearest to the step's."""
@@ -184,7 +226,7 @@ class StepModel:
                                  'with this version')
 
             def distance(key):
-                return [abs(math.log(max(int(a), 1) / max(b, 1)))
+                return [abs(math.log((int(a) + 1) / (b + 1)))  # 0 and 1 are flags, and differ
                         for a, b in zip(key.split('/')[1:], call.variant)]
             self._keys[call.key] = min(known, key=distance)
         return self._keys[call.key]

@@ -8,7 +8,7 @@ import torch
 
 from laud_mm.latency.calibrated import save_calibration
 from laud_mm.latency.measure import device_stamp, keep_freed_memory
-from laud_mm.latency.step_model import StepModel, far_shares, step_features, step_terms, weights_m
+from laud_mm.latency.step_model import StepModel, step_contexts, step_features, step_terms
 from laud_mm.models import backbones  # noqa: F401 registers what families name
 from laud_mm.registry import MODELS
 from laud_mm.specs import FAMILIES, StepCall
@@ -23,6 +23,7 @@ MAX_ROWS = 1500  # measurements that the fit of one kind of step uses
 PRIOR = 0.5  # how strongly a kind of step is held to cost in sums what it costs by steps
 STEADY = 1.08  # how much the drift probe may change while a net is measured
 MOST_DRIFT = 1.25  # nets measured at another speed than this share of the typical are left out
+CAREFUL = 4  # times as long is a net timed that checks the fit
 LARGE_SHARE = 0.12  # of the nets run on images as detectors have them
 
 
@@ -41,7 +42,8 @@ def random_net(rng):
     return net, size, rates, batch
 
 
-def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, track=iter):
+def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, seconds=0.7, careful=0,
+                 track=iter):
     """Time the steps of random backbones, dynamic and static, drift of the machine taken out.
 
     Args:
@@ -49,14 +51,15 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, track=it
         device (str): Where.
         dtype (torch.dtype): Type of maps and weights.
         seed (int): Of the backbones drawn.
-        repeats (int): Timed runs of each.
+        repeats (int): Timed runs of each, at least.
+        seconds (float): Time for further runs of each.
+        careful (int): So many nets at the end have `CAREFUL` times as long: they judge a fit,
+            which averages over others.
         track (Callable): Wraps an iterable, for a progress bar.
 
     Returns:
-        tuple[list[list[dict]], float]: For every net its steps: `kind`, `variant`, `sizes`,
-        `near`, `far_shares` of the net, `far` (millions of weights), median `measured_ms`;
-        equal steps of a net once, with their mean. And the median latency of the drift probe,
-        which all latencies are brought to.
+        tuple[list[list[dict]], float]: For every net its steps, see `step_rows`; and the median
+        latency of the drift probe, which all latencies are brought to.
     """
     keep_freed_memory()
     rng, nets, probes, probe = random.Random(seed), [], [], DriftProbe(device)
@@ -67,22 +70,27 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, track=it
             net = net.to(device, dtype, memory_format=torch.channels_last)
             x = torch.randn(batch, net.in_channels, *size, device=device, dtype=dtype)
             x = x.contiguous(memory_format=torch.channels_last)
-            own_repeats = repeats if x.numel() < 1e6 else max(repeats // 2, 1)
-            timed, probe_ms = _steady(partial(time_steps, net, x, rates, repeats=own_repeats),
-                                      probe)
+            own_seconds = seconds * (CAREFUL if index >= count - careful else 1)
+            timed, probe_ms = _steady(partial(time_steps, net, x, rates, repeats=repeats,
+                                              seconds=own_seconds), probe)
             probes.append(probe_ms)
             nets.append([step_rows(own) for own in timed])
-    typical_ms = float(np.median(probes))
-    kept = []
+    return _at_one_speed(nets, probes)
+
+
+def _at_one_speed(nets, probes):
+    """What would have been measured at the typical speed; nets at quite another are left out."""
+    typical_ms, kept = float(np.median(probes)), []
     for rows, probe_ms in zip(nets, probes):
         if typical_ms / MOST_DRIFT < probe_ms < typical_ms * MOST_DRIFT:
             kept += rows
             for row in (row for own in rows for row in own):
                 row['measured_ms'] *= typical_ms / probe_ms
+                row['net_ms'] *= typical_ms / probe_ms
     return kept, typical_ms
 
 
-def _steady(measure, probe, tries=3):
+def _steady(measure, probe, tries=2):
     """Measure again while the machine changes its speed meanwhile: the steadiest try.
 
     Returns:
@@ -101,14 +109,23 @@ def _steady(measure, probe, tries=3):
 
 
 def step_rows(timed):
-    """The steps of a `TimedSteps` as rows, see `measure_nets`."""
-    far, grouped = far_shares(timed.calls), {}
-    for call, latency_ms in zip(timed.calls, timed.latency_ms):
-        grouped.setdefault((call.key, call.sizes, call.near), (call, []))[1].append(latency_ms)
-    return [dict(kind=call.kind, variant=list(call.variant), sizes=list(call.sizes),
-                 near=call.near, far_shares=list(far), times=len(own),
-                 far=[share * weights_m(call) for share in far], measured_ms=float(np.mean(own)))
-            for call, own in grouped.values()]
+    """The steps of a `TimedSteps` as rows; equal steps of a net once, with their mean.
+
+    Returns:
+        list[dict]: `kind`, `variant`, `sizes`, `near`, `times`, the mean of its `step_contexts`,
+        `measured_ms` of one run, and `net_ms` of the whole net.
+    """
+    grouped = {}
+    for call, context, latency_ms in zip(timed.calls, step_contexts(timed.calls),
+                                         timed.latency_ms):
+        grouped.setdefault((call.key, call.sizes, call.near), []).append(
+            (call, context, latency_ms))
+    return [dict(kind=own[0][0].kind, variant=list(own[0][0].variant),
+                 sizes=list(own[0][0].sizes), near=own[0][0].near, times=len(own),
+                 context=np.mean([context for _, context, _ in own], 0).tolist(),
+                 measured_ms=float(np.mean([latency_ms for _, _, latency_ms in own])),
+                 net_ms=timed.total_ms)
+            for own in grouped.values()]
 
 
 def fit_steps(rows, units):
@@ -130,7 +147,7 @@ def fit_steps(rows, units):
         kind = own[0]['kind']
         measured = np.array([row['measured_ms'] for row in own])
         features = step_features(kind, [row['sizes'] for row in own],
-                                 [row['far'] for row in own], units)
+                                 [row['context'] for row in own], units)
         solution = _fit_relative(features, measured)
         weights[key] = {term: float(w) for term, w in zip(step_terms(kind), solution) if w > 0}
     return StepModel(weights, units)
@@ -139,7 +156,8 @@ def fit_steps(rows, units):
 def balance_nets(model, nets):
     """Scale the kinds of step so that the sums over nets have small relative errors.
 
-    What is fitted step by step has a bias in the sum: most steps are small, nets are large ones.
+    What is fitted step by step has a bias in the sum: most steps are small, nets are large ones,
+    and a net is predicted as it runs mostly, disturbed as that may be.
 
     Args:
         model (StepModel): From `fit_steps`.
@@ -153,8 +171,8 @@ def balance_nets(model, nets):
     for index, rows in enumerate(nets):
         for row in rows:
             table[index, kinds.index(row['kind'])] += row['times'] * model.latency_ms(
-                _call_of(row), row['far_shares'])
-            totals[index] += row['times'] * row['measured_ms']
+                _call_of(row), row['context'])
+            totals[index] = row['net_ms']
     factors = dict(zip(kinds, _fit_relative(table, totals, PRIOR).tolist()))
     return StepModel(model.weights, model.units, factors)
 
@@ -191,7 +209,7 @@ def step_errors(rows, model):
     """Compare measured steps with a model: the rows with `predicted_ms` and `error`."""
     compared = []
     for row in rows:
-        predicted = model.step_ms(_call_of(row), row['far_shares'])
+        predicted = model.step_ms(_call_of(row), row['context'])
         compared.append(dict(row, predicted_ms=predicted,
                              error=predicted / row['measured_ms'] - 1))
     return compared
@@ -218,7 +236,7 @@ def summarise_errors(rows):
 
 
 def calibrate(path, device='cpu', precision='fp32', nets=360, held_out=0.08, repeats=7, seed=0,
-              track=iter):
+              seconds=0.7, track=iter):
     """Time the steps of random nets here, fit them, check the fit on others, write the file.
 
     Args:
@@ -227,8 +245,9 @@ def calibrate(path, device='cpu', precision='fp32', nets=360, held_out=0.08, rep
         precision (str): 'fp32', 'fp16' or 'bf16'.
         nets (int): Random backbones whose steps are measured.
         held_out (float): How many more, as a share, to check the fit on.
-        repeats (int): Timed runs of every net.
+        repeats (int): Timed runs of every net, at least.
         seed (int): Of the nets drawn.
+        seconds (float): Time for further runs of every net.
         track (Callable): Wraps an iterable, for a progress bar.
 
     Returns:
@@ -239,6 +258,7 @@ def calibrate(path, device='cpu', precision='fp32', nets=360, held_out=0.08, rep
     """
     dtype = DTYPES[check_choice('precision', precision, tuple(DTYPES))]
     check_fraction('held_out', held_out, 0.0, 0.9)
+    check_fraction('seconds', seconds, 0.0, 60.0)
     for field, value in (('nets', nets), ('repeats', repeats)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f'{field} must be an int >= 1, got {value!r}')
@@ -246,7 +266,8 @@ def calibrate(path, device='cpu', precision='fp32', nets=360, held_out=0.08, rep
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise ValueError(f'device must be one that torch sees, got {device}: no CUDA device here')
     others = max(round(held_out * nets), 1)
-    measured, probe_ms = measure_nets(nets + others, device, dtype, seed, repeats, track)
+    measured, probe_ms = measure_nets(nets + others, device, dtype, seed, repeats, seconds, others,
+                                      track)
     fitted = measured[:len(measured) - 2 * others]
     rows = [dict(row, net=index, held_out=index >= len(fitted))
             for index, own in enumerate(measured) for row in own]

@@ -1,7 +1,8 @@
 """StepClock: times every step of a net where it runs, among the others."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from laud_mm.latency.measure import Timer
 from laud_mm.models.dynamic import force_rate, replay
 from laud_mm.models.dynamic.run_table import RUN_TABLE
 from laud_mm.specs import Case, Step, StepCall
+
+MOST_RUNS = 60
 
 
 class StepClock:
@@ -49,8 +52,9 @@ class TimedSteps:
 
     Attributes:
         calls (list[StepCall]): In order, stem first.
-        latency_ms (list[float]): Of each, the median over the runs.
-        total_ms (float): Of the forward pass, likewise.
+        latency_ms (list[float]): Of each, the lower quartile over the runs: what disturbs a short
+            step only ever slows it.
+        total_ms (float): Of the forward pass, the median.
     """
     calls: list[StepCall]
     latency_ms: list[float]
@@ -72,12 +76,15 @@ def net_calls(net: Any, x: torch.Tensor, decisions: dict | None) -> list[StepCal
         static = decisions is None or block.masker is None
         program = own.shape.program(case, own.shape.static_route if static else None)
         decision = block.static_decision() if decisions is None else decisions[own.name]
+        if not static:  # what decides has run by then
+            chosen = net.plan.after_decision(case, program, decision, x)
+            program = replace(chosen, deciding=program.deciding)
         calls += program.calls(block.exact_work(case, program.route, decision), own.name)
     return calls
 
 
 def time_steps(net: Any, x: torch.Tensor, rate: float | dict[str, float], warmup: int = 2,
-               repeats: int = 7) -> tuple[TimedSteps, TimedSteps]:
+               repeats: int = 7, seconds: float = 0.0) -> tuple[TimedSteps, TimedSteps]:
     """Time the steps of a net at exact forced rates and of its static net, in turn.
 
     Args:
@@ -85,7 +92,8 @@ def time_steps(net: Any, x: torch.Tensor, rate: float | dict[str, float], warmup
         x (Tensor): (N, C, H, W) images.
         rate (float | dict[str, float]): See `force_rate`.
         warmup (int): Untimed runs of each.
-        repeats (int): Timed runs of each.
+        repeats (int): Timed runs of each, at least.
+        seconds (float): Further runs, `MOST_RUNS` at most, follow within this time.
 
     Returns:
         tuple[TimedSteps, TimedSteps]: Dynamic and static.
@@ -99,9 +107,12 @@ def time_steps(net: Any, x: torch.Tensor, rate: float | dict[str, float], warmup
     clock, nets = StepClock(x.device), (decisions, None)
     calls = [net_calls(net, x, own) for own in nets]
     samples: list[list] = [[], []]
-    for run in range(warmup + repeats):
+    start = time.perf_counter()
+    for run in range(warmup + max(repeats, MOST_RUNS)):
+        if run >= warmup + repeats and time.perf_counter() - start > seconds:
+            break
         for index in (0, 1) if run % 2 else (1, 0):
-            with net.executing(mode='skipping', static=index == 1, clock=clock), \
+            with net.executing(mode='auto', static=index == 1, clock=clock), \
                     replay(net, decisions):
                 clock.start()
                 net(x)
@@ -110,10 +121,14 @@ def time_steps(net: Any, x: torch.Tensor, rate: float | dict[str, float], warmup
                                    f'{_first_difference(clock.kinds, calls[index])}')
             if run >= warmup:
                 samples[index].append(clock.latencies_ms())
-    dynamic, static = (
-        TimedSteps(own, np.median(times, axis=0).tolist(), float(np.median(np.sum(times, axis=1))))
-        for own, times in zip(calls, samples))
+    dynamic, static = (summary(*own) for own in zip(calls, samples))
     return dynamic, static
+
+
+def summary(calls: list[StepCall], samples_ms: list[list[float]]) -> TimedSteps:
+    """What runs of a net took, as `TimedSteps`; `samples_ms`: (runs, steps)."""
+    return TimedSteps(calls, np.quantile(samples_ms, 0.25, axis=0).tolist(),
+                      float(np.median(np.sum(samples_ms, axis=1))))
 
 
 def _first_difference(kinds, calls):

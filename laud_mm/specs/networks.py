@@ -104,7 +104,7 @@ def _draw_skipping(rng):
 
 def _draw_resnet(rng):
     return dict(depth=rng.choice((50, 50, 101)), base_channels=rng.choice((32, 48, 64, 64, 72)),
-                **_draw_skipping(rng))
+                mask_before_norm=rng.random() < 0.2, **_draw_skipping(rng))
 
 
 def _draw_regnet(rng):

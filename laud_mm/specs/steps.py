@@ -295,7 +295,8 @@ STEP_KINDS: dict[str, StepKind] = dict(
     maxpool=StepKind(('rows', 'channels'), _map, calls=('max_pool',)),
     avgpool=StepKind(('rows', 'channels'), _map, lambda s, w: (s.op.kernel_size,),
                      ('average_pool',)),
-    relu=StepKind(('rows', 'channels'), _map),
+    relu=StepKind(('rows', 'channels'), _map,
+                  lambda s, w: (int(s.part == 'relu'),)),  # of a block's output: our kernel
     mask_channels=StepKind(('rows', 'channels'), _map),
     excite=StepKind(
         ('samples', 'positions', 'channels', 'hidden'),

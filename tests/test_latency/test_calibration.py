@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from laud_mm.latency.calibrated import CalibratedPredictor, load_predictor, save_calibration
 from laud_mm.latency.measure import device_stamp
-from laud_mm.latency.step_model import StepModel, step_features, step_terms
+from laud_mm.latency.step_model import (
+    CONTEXT_TERMS,
+    NO_CONTEXT,
+    StepModel,
+    step_contexts,
+    step_features,
+    step_terms,
+)
 from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
 from laud_mm.profiling.calibrate import calibrate, fit_steps, measure_nets, random_net
 from laud_mm.profiling.step_clock import net_calls, time_steps
@@ -21,7 +28,6 @@ from ..conftest import TINY_REGNET, TINY_T2T
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = sorted((ROOT / 'benchmarks' / 'results').glob('calibration-*.json'))
 PARADIGMS = ('layer', 'channel', 'spatial', 'both')
-NO_FAR = (0.0, 0.0)
 
 
 def drawn_calls(count, seed=0):
@@ -94,11 +100,11 @@ def test_random_nets_differ_and_can_be_drawn_again():
 def test_fit_finds_a_machine_again(roofline):
     def rows(seed):
         return [dict(kind=c.kind, variant=list(c.variant), sizes=list(c.sizes), near=c.near,
-                     far=[0.0, 0.0], measured_ms=roofline.latency_ms(c, NO_FAR))
+                     context=NO_CONTEXT, measured_ms=roofline.latency_ms(c, NO_CONTEXT))
                 for c in drawn_calls(25, seed)]
     fitted = fit_steps(rows(0), units=2)
-    errors = [fitted.latency_ms(StepCall(r['kind'], tuple(r['sizes']), tuple(r['variant'])), NO_FAR)
-              / r['measured_ms'] - 1 for r in rows(1)]
+    errors = [fitted.latency_ms(StepCall(r['kind'], tuple(r['sizes']), tuple(r['variant'])),
+                                NO_CONTEXT) / r['measured_ms'] - 1 for r in rows(1)]
     assert np.mean(np.abs(errors) < 0.15) > 0.9
     assert all(w > 0 for own in fitted.weights.values() for w in own.values())
 
@@ -109,9 +115,46 @@ def test_no_term_falls_when_a_size_rises(data):
     kind = data.draw(st.sampled_from(sorted(set(STEP_KINDS) - {'block'})))
     sizes = [data.draw(st.floats(0, 1e6)) for _ in STEP_KINDS[kind].sizes]
     larger = [size + data.draw(st.floats(0, 1e5)) for size in sizes]
-    before, after = step_features(kind, [sizes, larger], [NO_FAR, NO_FAR], units=2)
+    before, after = step_features(kind, [sizes, larger], [NO_CONTEXT, NO_CONTEXT], units=2)
     assert len(before) == len(step_terms(kind))
     assert (after >= before * (1 - 1e-9)).all()
+
+
+def test_a_step_is_priced_by_its_own_variant():
+    model = StepModel({f'rows1x1/1/{listed}': {'1': 1.0 + listed} for listed in (0, 1)}, 2)
+    prices = [model.step_ms(StepCall('rows1x1', (8.0,) * 3, (1, listed)), NO_CONTEXT)
+              for listed in (0, 1)]
+    assert prices == [1.0, 2.0]
+
+
+@pytest.mark.parametrize('network', ['resnet50', 'regnety_400mf', 't2t_vit_14'])
+def test_more_ran_before_a_step_of_a_larger_net(network):
+    def contexts(batch, weights_m=None):
+        spec = network_spec(network, paradigm='layer')
+        calls = spec.outside_calls(batch)
+        for block in spec.blocks:
+            calls += block.static_calls(batch)
+        return step_contexts(calls, weights_m)
+    one, four, far = contexts(1), contexts(4), contexts(1, np.inf)
+    assert (one >= 0).all() and (four >= one - 1e-9).all() and (four > one).any()
+    assert (far >= one).all() and (far[:, :2] > one[:, :2]).any()
+
+
+def test_alternatives_of_a_step_have_the_same_before_them():
+    calls = [StepCall('relu', (64.0, 64.0), (1,), 1.0, 'a'),
+             *(StepCall('rows1x1', (rows, 64.0, 64.0), (1, 1), 0.5, 'b') for rows in (0.0, 64.0))]
+    shared = ['per value' not in term for term in CONTEXT_TERMS]
+    none, all_of_it = step_contexts(calls)[1:, shared]
+    assert (none == all_of_it).all() and none.any()
+
+
+def test_a_step_without_work_costs_its_overhead():
+    calls = drawn_calls(10)
+    model = StepModel({call.key: dict.fromkeys(step_terms(call.kind), 1.0) for call in calls}, 2)
+    for call in calls:
+        idle = StepCall(call.kind, (0.0, *call.sizes[1:]), call.variant)
+        if call.sizes and all(call.sizes):
+            assert model.step_ms(idle, NO_CONTEXT) == 1 < model.step_ms(call, NO_CONTEXT)
 
 
 @pytest.fixture(scope='module', params=['made up', *(path.name for path in COMMITTED)])
@@ -130,7 +173,8 @@ def test_predictions_rise_with_rate_batch_resolution_and_channels(predictor, dat
     draw = data.draw
     network = draw(st.sampled_from(('resnet50', 'regnety_400mf')))
     paradigm = draw(st.sampled_from(PARADIGMS))
-    low, high = sorted((draw(st.floats(0, 1)), draw(st.floats(0, 1))))
+    # Beyond, other steps run: see `Program.break_even`.
+    low, high = sorted((draw(st.floats(0, 0.8)), draw(st.floats(0, 0.8))))
     batch, side = draw(st.integers(1, 16)), draw(st.integers(40, 256))
 
     def total(rate, batch, size, width=64):
@@ -181,17 +225,20 @@ def test_a_calibrated_device_predicts_any_network(calibration):
 
 
 def test_only_what_runs_is_priced(calibration):
-    """Without a plan a block that is always on skips nothing, on the route that skips."""
+    """Channels are picked up to the share at which that stops to pay; beyond it all is computed."""
     predictor = load_predictor(str(calibration))
     spec = network_spec('resnet50', paradigm='channel')
 
     def kernels(rates, ops='ops'):
         report = predictor.predict(spec, rates, 4)
         return {op.kernel for block in report.blocks for op in getattr(block, ops)}
-    for rates in ([None] * 16, 1.0, 0.3):
-        assert {'picked1x1', 'picked3x3', 'channel_masker'} <= kernels(rates)
-        assert not {'conv1x1', 'conv3x3'} & kernels(rates)
-    assert {'conv1x1', 'conv3x3'} <= kernels(1.0, 'static_ops')
+    picking, dense = {'picked1x1', 'picked3x3'}, {'conv1x1', 'conv3x3'}
+    assert picking | {'channel_masker'} <= kernels(0.3) and not dense & kernels(0.3)
+    assert dense | {'channel_masker', 'mask_channels'} <= kernels(0.9)
+    assert not picking & kernels(0.9)
+    for rates in ([None] * 16, 1.0):
+        assert dense <= kernels(rates) and not picking & kernels(rates)
+    assert dense <= kernels(0.3, 'static_ops')
 
 
 @pytest.mark.parametrize('change, message', [
@@ -207,7 +254,7 @@ def test_a_calibration_of_another_machine_is_refused(calibration, change, messag
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(version=99), 'version 2, got .* version 99'), (dict(format='x'), 'must have format'),
+    (dict(version=99), 'version 3, got .* version 99'), (dict(format='x'), 'must have format'),
     (dict(weights=None), None)])
 def test_a_file_that_is_no_calibration_is_refused(calibration, change, message):
     content = json.loads(calibration.read_text())
@@ -221,7 +268,8 @@ def test_a_file_that_is_no_calibration_is_refused(calibration, change, message):
 
 @pytest.mark.parametrize('kwargs, message', [
     (dict(precision='int8'), 'precision must be one of'), (dict(repeats=0), 'repeats must be'),
-    (dict(held_out=2.0), 'held_out must be a number'), (dict(nets=0), 'nets must be'),
+    (dict(held_out=2.0), 'held_out must be a number'), (dict(seconds=-1.0), 'seconds must be'),
+    (dict(nets=0), 'nets must be'),
     (dict(device='cuda:99'), 'no CUDA device|')])
 def test_bad_calibrations_are_refused_before_any_work(tmp_path, kwargs, message):
     if 'device' in kwargs and torch.cuda.is_available():

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from laud_mm import ops
 from laud_mm.latency.kernel_table import KERNEL_TABLE
-from laud_mm.latency.step_model import step_features, step_terms
+from laud_mm.latency.step_model import NO_CONTEXT, step_features, step_terms
 from laud_mm.models.backbones import LAUDBottleneck
 from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
 from laud_mm.models.dynamic import RUN_TABLE, Execution, run_program
@@ -32,7 +32,7 @@ def test_run_cost_and_time_know_the_same_kinds():
     for kind, own in STEP_KINDS.items():
         assert set(own.sizes) <= set(UNITS), kind
         sizes = [[1.0] * len(own.sizes)]
-        assert step_features(kind, sizes, [[0.0, 0.0]], 2).shape == (1, len(step_terms(kind)))
+        assert step_features(kind, sizes, [NO_CONTEXT], 2).shape == (1, len(step_terms(kind)))
 
 
 # What each operation's arguments say about its sizes: read here, apart from any table.

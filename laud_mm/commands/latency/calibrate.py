@@ -15,7 +15,8 @@ def add_arguments(parser):
                    help='random backbones whose steps are measured, each in a second or two')
     parser.add_argument('--held-out', type=float, default=0.08,
                    help='so many more, as a share, to check the fit on')
-    parser.add_argument('--repeats', type=int, default=7, help='timed runs of each')
+    parser.add_argument('--repeats', type=int, default=7, help='timed runs of each, at least')
+    parser.add_argument('--seconds', type=float, default=0.7, help='for further runs of each')
     parser.add_argument('--seed', type=int, default=0)
     add_outputs(parser, 'predicted over measured steps')
 
@@ -24,7 +25,7 @@ def run(args):
     from laud_mm.profiling.calibrate import calibrate, summarise_errors
     check_device(args.device)
     rows = calibrate(args.out, args.device, args.precision, args.nets, args.held_out, args.repeats,
-               args.seed, track)
+               args.seed, args.seconds, track)
     held_out = [row for row in rows if row['held_out']]
     summary = summarise_errors(held_out)
     print(text_table(summary, ('kind', 'steps', 'within_15_percent', 'median_error',
