@@ -1,0 +1,119 @@
+"""ONNX of deployed networks gives the skipping network's numbers in both runtimes."""
+import json
+import sys
+
+import pytest
+import torch
+
+from laud_mm.deploy import UnitProfile, deploy, load, write_artefact
+from laud_mm.deploy.onnx import OnnxruntimeNet, OpenvinoNet, write_onnx
+from laud_mm.export import largest_difference
+
+from .nets import NETS, SIZES, assert_equal, build, deployed_pair, images, run
+
+pytest.importorskip('onnx', reason='onnx is not installed: pip install laud-mm[deploy]')
+RUNTIMES = dict(onnx='onnxruntime', openvino='openvino')
+READERS = dict(onnx=OnnxruntimeNet, openvino=OpenvinoNet)
+
+
+@pytest.fixture(params=RUNTIMES)
+def to(request):
+    pytest.importorskip(RUNTIMES[request.param], reason=f'{RUNTIMES[request.param]} is not '
+                        'installed: pip install laud-mm[deploy]')
+    return request.param
+
+
+@pytest.fixture
+def file(to, tmp_path):
+    return tmp_path / dict(onnx='net.onnx', openvino='net.xml')[to]
+
+
+def reader(to, file):
+    """A file as a deployed network with decisions."""
+    net = READERS[to](file)
+
+    def run(x):
+        found = net(x)
+        return found if isinstance(found[-1], dict) else (found, {})
+    return run
+
+
+@pytest.mark.parametrize('name, paradigm', NETS)
+def test_one_file_equals_the_skipping_network_at_all_sizes(name, paradigm, to, file):
+    net, made = deployed_pair(name, paradigm)
+    write_onnx(made, file, to)
+    assert_equal(net, reader(to, file))
+
+
+@pytest.mark.parametrize('paradigm', ['layer', 'both', ('layer', 'channel')])
+@pytest.mark.parametrize('name', ['LAUDResNet', 'LAUDRegNet'])
+def test_of_one_image_blocks_that_are_off_are_left_out(name, paradigm, to, file):
+    net, made = deployed_pair(name, paradigm)
+    told = write_onnx(made, file, to, one_image=True)
+    assert told['skips_by'] == dict(onnx='if', openvino='slice')[to]
+    sizes = [(1, *size[1:]) for size in (*SIZES, *SIZES)]
+    assert_equal(net, reader(to, file), sizes)
+
+
+def test_maps_of_one_position_are_maps_too(to, file):
+    net, made = deployed_pair('LAUDRegNet', 'both')
+    write_onnx(made, file, to)
+    (expected, masks), (found, own) = run(net, images(2, 32, 20)), READERS[to](file)(
+        images(2, 32, 20))
+    assert found[-1].shape[2:] == (1, 1) and largest_difference(found, expected) < 1e-4
+    assert all(torch.equal(own[key], mask) for key, mask in masks.items())
+
+
+def test_only_samples_that_are_on_are_computed(to, file):
+    """A block that computes nothing gives what its shortcut gives, whatever its weights."""
+    net, made = deployed_pair('LAUDResNet', 'layer')
+    with torch.no_grad():
+        for block in made.blocks()[1:]:
+            block.weights.masker['layer'].bias.fill_(-1e9)
+            block.weights.conv3.weight.fill_(float('nan'))
+    for one_image in (False, True):
+        write_onnx(made, file, to, one_image)
+        outputs, decisions = READERS[to](file)(images(1, 48, 56))
+        assert all(y.isfinite().all() for y in outputs)
+        assert sum(mask.sum() for mask in decisions.values()) <= 1
+
+
+@pytest.mark.parametrize('paradigm', ['layer', 'channel', 'both'])
+def test_a_profile_specialises_the_file(paradigm, to, tmp_path):
+    net = build('LAUDResNet', paradigm)
+    x = images(1, 48, 48, 3)
+    profile = UnitProfile.measure(net, [x])
+    made = deploy(net, profile=profile, with_decisions=True)
+    card = write_artefact(made, tmp_path, to, one_image=True)
+    assert json.loads((tmp_path / 'card.json').read_text()) == card
+    whole = write_artefact(deploy(net), tmp_path / 'whole', to, one_image=True)
+    assert card['net_bytes'] < whole['net_bytes']
+    assert card['inputs'][0]['batch'] == 1 and card['skips_by'] in ('if', 'slice')
+    if paradigm == 'layer':  # of one image everything is known
+        assert {block['computes'] for block in card['blocks']} == {'static', 'shortcut only'}
+        assert card['decisions'] == []
+    found = load(tmp_path)(x)
+    (expected, _) = run(net, x)
+    assert largest_difference(found[0] if isinstance(found[-1], dict) else found, expected) < 1e-4
+    with pytest.raises(ValueError, match=r'images must be \(N, 3, H, W\), N 1, .* got shape'):
+        load(tmp_path)(images(2, 48, 48))
+
+
+def test_cards_say_what_becomes_of_each_block(tmp_path):
+    net = build('LAUDResNet', ('layer', 'channel'))
+    card = write_artefact(deploy(net), tmp_path, 'onnx')
+    assert {block['computes'] for block in card['blocks']} == {
+        'skipped by gather; channel computed, then masked'}
+
+
+def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
+    net = build('LAUDResNet', 'layer')
+    with pytest.raises(ValueError, match='precision must be fp32 for ONNX'):
+        write_onnx(deploy(net, precision='bf16'), tmp_path / 'net.onnx')
+    with pytest.raises(ValueError, match="one_image must be False for 'aoti'"):
+        write_artefact(deploy(net), tmp_path, 'aoti', one_image=True)
+    for to, name in RUNTIMES.items():
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(RuntimeError, match=rf'{name} is missing .*pip install laud-mm\[deploy'):
+            write_artefact(deploy(net), tmp_path, to)
+    assert not list(tmp_path.iterdir())
