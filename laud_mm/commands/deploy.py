@@ -130,11 +130,11 @@ def expected_rates(profile: UnitProfile | None) -> dict | None:
 def summary(card: dict, out: str) -> str:
     """One line on what was written."""
     kinds = [_kind(block['computes']) for block in card['blocks']]
-    check = card['check']
-    masked = kinds.count('masked')
+    masked, check = kinds.count('masked'), card['check']
+    blocks = (f'{kinds.count("skip")} blocks skip, ' + f'{masked} mask, ' * bool(masked)
+              + f'{kinds.count("dense")} are dense, {kinds.count("none")} vanished')
     return (f'{out}: {card["kind"]}, {card["computes_in"]}, {card["net_bytes"] / 2**20:.1f} MiB; '
-            f'{kinds.count("skip")} blocks skip, ' + f'{masked} compute and mask, ' * bool(masked)
-            + f'{kinds.count("dense")} are dense, {kinds.count("none")} vanished; largest difference to the skipping network '
+            f'{blocks}; largest difference to the skipping network '
             f'{check["largest_difference"]:.1e} of the largest value, on {check["images"]} images '
             'of several sizes; equal decisions')
 

@@ -31,7 +31,7 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: dict[str, np.ndarray] = {}
         self._numbers: Iterator[int] = count() if outer is None else outer._numbers
-        self.scope = '' if outer is None else outer.scope
+        self.scope: str = '' if outer is None else outer.scope
 
     def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
         """Add a node of one output; returns the name of the output."""
