@@ -57,9 +57,14 @@ class OnnxruntimeNet:
                                                     providers=['CPUExecutionProvider'])
         self.names = [output.name for output in self.session.get_outputs()]
 
+    def infer(self, x: Tensor) -> None:
+        """Run (N, C, H, W) float32 images; what is timed."""
+        self.found = self.session.run(None, {'images': x.numpy()})
+
     def __call__(self, x: Tensor) -> Any:
         """As of a `DeployedBackbone`: (N, C, H, W) float32 images to maps, and decisions."""
-        return _named(self.names, self.session.run(None, {'images': x.numpy()}))
+        self.infer(x)
+        return _named(self.names, self.found)
 
 
 class OpenvinoNet:
@@ -94,9 +99,13 @@ class OpenvinoNet:
         self.names = [output.get_any_name() for output in model.outputs]
         self._tensor = openvino.Tensor
 
+    def infer(self, x: Tensor) -> None:
+        """Run (N, C, H, W) float32 images; what is timed."""
+        self.request.infer({0: self._tensor(x.numpy(), shared_memory=True)})
+
     def __call__(self, x: Tensor) -> Any:
         """As of a `DeployedBackbone`: (N, C, H, W) float32 images to maps, and decisions."""
-        self.request.infer({0: self._tensor(x.numpy(), shared_memory=True)})
+        self.infer(x)
         # Copied: the next run writes over them.
         return _named(self.names, [self.request.get_output_tensor(i).data.copy()
                                    for i in range(len(self.names))])
