@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from laud_mm.deploy import deploy
 from laud_mm.deploy.onnx import OnnxruntimeNet, OpenvinoNet, write_onnx
+from laud_mm.deploy.onnx.files import SKIP_ONE
 from laud_mm.deploy.onnx.runtimes import need
 from laud_mm.export import largest_difference
 from laud_mm.latency.measure import device_stamp
@@ -78,15 +79,16 @@ def make_files(args, images, folder, to):
     static = BenchSetting(args.network, None, args.rate, 1).build()
     suffix = dict(onnx='.onnx', openvino='.xml')[to]
     paths = {name: Path(folder, name + suffix) for name in ('static', 'skipping', 'all_on')}
-    write_onnx(deploy(static), paths['static'], to, args.batch == 1)
+    skip = SKIP_ONE[to] if args.batch == 1 else 'gather'
+    write_onnx(deploy(static), paths['static'], to, skip)
     made = deploy(net, with_decisions=True)
-    told = write_onnx(made, paths['skipping'], to, args.batch == 1)
+    write_onnx(made, paths['skipping'], to, skip)
     with torch.no_grad():
         expected = [net(x) for x in images.split(args.batch)]
         for masker in net.maskers():
             masker.layer.conv.bias[0] = 1e6
-    write_onnx(deploy(net), paths['all_on'], to, args.batch == 1)
-    return paths, told, expected
+    write_onnx(deploy(net), paths['all_on'], to, skip)
+    return paths, skip, expected
 
 
 def measure(args, to, precision, paths, images, expected):
@@ -126,9 +128,9 @@ def main():
             (module,) = need(dict(onnx='onnxruntime').get(to, to))
             versions[module.__name__] = module.__version__
             with tempfile.TemporaryDirectory() as folder:
-                paths, told, expected = make_files(args, images, folder, to)
+                paths, skip, expected = make_files(args, images, folder, to)
                 rows += [dict(measure(args, to, precision, paths, images, expected),
-                              skips_by=told['skips_by'])
+                              skips_by=skip)
                          for runtime, precision in RUNS if runtime == to]
     except (ValueError, RuntimeError) as error:
         sys.exit(f'error: {error}')

@@ -20,7 +20,7 @@ from laud_mm.specs.arguments import check_choice
 from laud_mm.utils.files import replacing, write_json
 from laud_mm.version import __version__
 
-from .onnx.files import write_onnx
+from .onnx.files import SKIP_ONE, write_onnx
 from .onnx.runtimes import RUNTIMES
 
 FORMAT, VERSION = 'laud_mm artefact', 1
@@ -65,7 +65,8 @@ def write_artefact(deployed: Any, folder: str | Path, to: str = 'aoti',
             compiled where it is loaded; 'onnx' and 'openvino': for their runtimes.
         image_size (Sequence[int]): Of the example, and of the card's figures.
         more (dict, optional): More entries of the card.
-        one_image (bool): ONNX and OpenVINO only: for a batch of one image, see `write_onnx`.
+        one_image (bool): ONNX and OpenVINO only: for a batch of one image, which is
+            faster.
 
     Returns:
         dict: The card.
@@ -83,7 +84,7 @@ def write_artefact(deployed: Any, folder: str | Path, to: str = 'aoti',
             raise ValueError(f'one_image must be False for {to!r}, got True')
         own = _write_torch(deployed, net, to, image_size)
     else:
-        own = write_onnx(deployed, net, to, one_image)
+        own = write_onnx(deployed, net, to, SKIP_ONE[to] if one_image else 'gather')
         forms, (images,) = own.pop('forms'), about['inputs']
         about['blocks'] = [dict(b, computes=forms[b['name']]) for b in about['blocks']]
         about['inputs'] = [dict(images, smallest_side=1, **dict(batch=1) if one_image else {})]

@@ -1,12 +1,13 @@
 """ONNX of deployed networks gives the skipping network's numbers in both runtimes."""
 import json
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 from laud_mm.deploy import UnitProfile, deploy, load, write_artefact
-from laud_mm.deploy.onnx import OnnxruntimeNet, OpenvinoNet, write_onnx
+from laud_mm.deploy.onnx import OnnxruntimeNet, OpenvinoNet, quantise_onnx, write_onnx
 from laud_mm.export import largest_difference
 from laud_mm.utils.files import to_json
 
@@ -46,12 +47,12 @@ def test_one_file_equals_the_skipping_network_at_all_sizes(name, paradigm, to, f
     assert_equal(net, reader(to, file))
 
 
-@pytest.mark.parametrize('paradigm', ['layer', 'both', ('layer', 'channel')])
-@pytest.mark.parametrize('name', ['LAUDResNet', 'LAUDRegNet'])
-def test_of_one_image_blocks_that_are_off_are_left_out(name, paradigm, to, file):
+@pytest.mark.parametrize('skip', ['if', 'slice'])
+@pytest.mark.parametrize('name, paradigm', [('LAUDResNet', ('layer', 'channel')),
+                                            ('LAUDRegNet', 'layer'), ('LAUDRegNet', 'spatial')])
+def test_files_for_one_image_equal_the_skipping_network(name, paradigm, skip, to, file):
     net, made = deployed_pair(name, paradigm)
-    told = write_onnx(made, file, to, one_image=True)
-    assert told['skips_by'] == dict(onnx='if', openvino='slice')[to]
+    assert write_onnx(made, file, to, skip)['skips_by'] == skip
     sizes = [(1, *size[1:]) for size in (*SIZES, *SIZES)]
     assert_equal(net, reader(to, file), sizes)
 
@@ -72,8 +73,8 @@ def test_only_samples_that_are_on_are_computed(to, file):
         for block in made.blocks()[1:]:
             block.weights.masker['layer'].bias.fill_(-1e9)
             block.weights.conv3.weight.fill_(float('nan'))
-    for one_image in (False, True):
-        write_onnx(made, file, to, one_image)
+    for skip in ('gather', 'if', 'slice'):
+        write_onnx(made, file, to, skip)
         outputs, decisions = READERS[to](file)(images(1, 48, 56))
         assert all(y.isfinite().all() for y in outputs)
         assert sum(mask.sum() for mask in decisions.values()) <= 1
@@ -118,3 +119,36 @@ def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match=rf'{name} is missing .*pip install laud-mm\[deploy'):
             write_artefact(deploy(net), tmp_path, to)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('skip', ['gather', 'slice'])
+def test_quantised_files_keep_most_decisions_and_numbers(skip, tmp_path):
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    net, made = deployed_pair('LAUDResNet', 'layer')
+    source = tmp_path / 'net.onnx'
+    write_onnx(made, source, 'onnx', skip)
+    calibration, test = images(16, 48, 56, 1), images(4, 48, 56, 2)
+    quantise_onnx(source, tmp_path / 'int8.onnx', calibration.split(1))
+    import onnx
+    weights = [t for t in onnx.load(tmp_path / 'int8.onnx').graph.initializer if len(t.dims) == 4]
+    assert [t.data_type for t in weights if '.masker.' in t.name] == [onnx.TensorProto.FLOAT] * 3
+    assert {t.data_type for t in weights if '.masker.' not in t.name} == {onnx.TensorProto.INT8}
+    for to, name in RUNTIMES.items():
+        if find_spec(name) is None:
+            continue
+        quantised = READERS[to](tmp_path / 'int8.onnx')
+        for x in test.split(1):
+            (expected, masks), (found, own) = run(net, x), quantised(x)
+            assert all(torch.equal(own[key], mask) for key, mask in masks.items())
+            assert 1e-6 < largest_difference(found, expected) < 0.05
+
+
+def test_what_cannot_be_quantised_is_named(tmp_path):
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    _, made = deployed_pair('LAUDResNet', 'layer')
+    write_onnx(made, tmp_path / 'net.onnx', 'onnx', 'if')
+    for batches, message in (([images(1, 48, 56)], "skip must be 'gather' or 'slice'"),
+                             ([], 'batches must hold images')):
+        with pytest.raises(ValueError, match=message):
+            quantise_onnx(tmp_path / 'net.onnx', tmp_path / 'int8.onnx', batches)
+    assert not (tmp_path / 'int8.onnx').exists()

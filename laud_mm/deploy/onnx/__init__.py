@@ -2,4 +2,11 @@
 from .files import write_onnx
 from .runtimes import OnnxruntimeNet, OpenvinoNet
 
-__all__ = ['OnnxruntimeNet', 'OpenvinoNet', 'write_onnx']
+__all__ = ['OnnxruntimeNet', 'OpenvinoNet', 'quantise_onnx', 'write_onnx']
+
+
+def __getattr__(name):
+    if name == 'quantise_onnx':  # it needs onnx
+        from .quantise import quantise_onnx
+        return quantise_onnx
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -15,6 +15,7 @@ from .graph import Graph
 # For a batch of one image: 'if': a branch; 'slice': the batch is cut to none or one image, of
 # which a runtime with dynamic shapes computes nothing or all, and keeps its layouts.
 SKIPS = ('gather', 'if', 'slice')
+MASKER = 'masker'  # in the names of the nodes that decide
 
 
 def add_conv(graph: Graph, x: str, conv: Any, stride: int = 1, dilation: int = 1,
@@ -83,10 +84,19 @@ class BlockGraph:
 
     def add(self, x: str) -> str:
         """Add the block, given its input; returns its output."""
-        shape, graph = self.shape, self.graph
+        graph = self.graph
         if self.removed:
             return self._skipped(graph, self._shortcut(x))
-        maskers = self.weights.masker
+        self._decide_all(x, self.weights.masker)
+        shortcut = self._shortcut(x)
+        if not self.skips:
+            return self._branch(graph, x, shortcut, self.masks)
+        add = dict(zip(SKIPS, (self._gather, self._if, self._slice)))[self.skip]
+        return add(x, shortcut)
+
+    def _decide_all(self, x, maskers):
+        shape, graph = self.shape, self.graph
+        graph.scope = f'{shape.name}.{MASKER}.'
         if shape.layer_skipping:
             self.masks['layer'] = self._decide(self._layer_logit(x, maskers['layer']))
         if shape.spatial_skipping:
@@ -95,11 +105,7 @@ class BlockGraph:
             self.masks['patches'] = self._decide(graph.op('Squeeze', logit, graph.ints(1)))
         if shape.channel_skipping:
             self.masks['channels'] = self._decide(self._channel_logit(x, maskers['channel']))
-        shortcut = self._shortcut(x)
-        if not self.skips:
-            return self._branch(graph, x, shortcut, self.masks)
-        add = dict(zip(SKIPS, (self._gather, self._if, self._slice)))[self.skip]
-        return add(x, shortcut)
+        graph.scope = f'{shape.name}.'
 
     def _shortcut(self, x):
         shape = self.shape

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from laud_mm.specs.arguments import check_choice
 from laud_mm.utils.files import replacing
 
 from .runtimes import need
@@ -15,14 +16,15 @@ from .runtimes import need
 SKIP_ONE = dict(onnx='if', openvino='slice')
 
 
-def write_onnx(deployed: Any, path: str | Path, to: str = 'onnx', one_image: bool = False) -> dict:
+def write_onnx(deployed: Any, path: str | Path, to: str = 'onnx', skip: str = 'gather'
+               ) -> dict:
     """Write a deployed backbone.
 
     Args:
         deployed (DeployedBackbone): On its own, in float32.
         path (str | Path): The file; OpenVINO's weights go beside it, as `.bin`.
         to (str): 'onnx' or 'openvino'.
-        one_image (bool): For a batch of one image only, which is faster.
+        skip (str): How blocks are skipped, see `onnx_model`.
 
     Returns:
         dict: What a card says: how blocks are skipped (`skips_by`), the form of each by name
@@ -30,12 +32,13 @@ def write_onnx(deployed: Any, path: str | Path, to: str = 'onnx', one_image: boo
 
     Raises:
         RuntimeError: If a package of the extra `deploy` is missing.
-        ValueError: If the backbone does not compute in float32.
+        ValueError: If `to` or `skip` is none of theirs, or the backbone does not compute in
+            float32.
     """
+    check_choice('to', to, SKIP_ONE)
     names = dict(onnx=('onnx', 'onnxruntime'), openvino=('onnx', 'openvino'))[to]
     found = need(*names)
     from .backbone import onnx_model
-    skip = SKIP_ONE[to] if one_image else 'gather'
     model = onnx_model(deployed, skip)
     if to == 'onnx':
         with replacing(path) as part:
