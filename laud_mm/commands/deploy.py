@@ -12,6 +12,7 @@ from laud_mm.deploy import UnitProfile, deploy, load, load_profile, write_artefa
 from laud_mm.deploy.artefact import CARD, KINDS, NETS, SMALLEST, TORCH_KINDS
 from laud_mm.deploy.check import compare
 from laud_mm.deploy.onnx.runtimes import need
+from laud_mm.deploy.tokens import TokenBackbone, has_tokens
 from laud_mm.latency.plans import PRECISIONS
 from laud_mm.registry import MODELS
 from laud_mm.specs import configured_size, find_backbone_config
@@ -74,9 +75,17 @@ def run(args: argparse.Namespace) -> dict:
     size = tuple(args.size or configured_size(cfg))
     profile = None if args.profile is None else load_profile(args.profile)
     backbone = build_backbone(cfg, args.checkpoint, args.prefix)
-    made: Any = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
-                       plan=args.plan, profile=profile, tolerance=args.tolerance,
-                       with_decisions=True)
+    made: Any
+    if has_tokens(backbone) and args.to not in TORCH_KINDS:
+        for name in ('profile', 'plan', 'one_image'):
+            if getattr(args, name):
+                raise ValueError(f'{name} must be left out for a transformer, got '
+                                 f'{getattr(args, name)!r}')
+        made = TokenBackbone(backbone, with_decisions=True)
+    else:
+        made = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
+                      plan=args.plan, profile=profile, tolerance=args.tolerance,
+                      with_decisions=True)
     batches = example_batches(backbone.in_channels, size)
     decisions = compare(backbone, made, batches, decided=True)
     _check('the deployed network', decisions, made)

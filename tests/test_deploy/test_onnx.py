@@ -1,4 +1,5 @@
 """ONNX of deployed networks gives the skipping network's numbers in both runtimes."""
+import copy
 import json
 import sys
 from importlib.util import find_spec
@@ -8,9 +9,11 @@ import torch
 
 from laud_mm.deploy import UnitProfile, deploy, load, write_artefact
 from laud_mm.deploy.onnx import OnnxruntimeNet, OpenvinoNet, quantise_onnx, write_onnx
+from laud_mm.deploy.tokens import TokenBackbone
 from laud_mm.export import largest_difference
 from laud_mm.utils.files import to_json
 
+from ..test_export import SMALL
 from .nets import NETS, SIZES, assert_equal, build, deployed_pair, images, run
 
 pytest.importorskip('onnx', reason='onnx is not installed: pip install laud-mm[deploy]')
@@ -45,6 +48,33 @@ def test_one_file_equals_the_skipping_network_at_all_sizes(name, paradigm, to, f
     net, made = deployed_pair(name, paradigm)
     write_onnx(made, file, to)
     assert_equal(net, reader(to, file))
+
+
+@pytest.mark.parametrize('paradigm, changes', [
+    ('token', {}), ('head', dict(out_type='featmap')), ('layer', dict(out_type='cls_token')),
+    (('token', 'head', 'layer'), dict(t2t_type='transformer', out_indices=(0, 3))),
+    (None, dict(out_type='avg_featmap', img_size=(32, 40)))])
+def test_one_file_equals_the_transformer_at_all_sizes(paradigm, changes, to, file, monkeypatch):
+    settings, paradigms = SMALL['LAUDT2TViT']
+    monkeypatch.setitem(SMALL, 'LAUDT2TViT', (dict(settings, **changes), paradigms))
+    net = build('LAUDT2TViT', paradigm)
+    write_onnx(TokenBackbone(net, with_decisions=True), file, to)
+    for seed, size in enumerate((*SIZES, (2, 48, 48))):
+        x = images(*size, seed)
+        (expected, masks), (found, own) = run(net, x), reader(to, file)(x)
+        assert largest_difference(found, expected) < 1e-4 and own.keys() == masks.keys()
+        assert all(torch.equal(own[key], mask) for key, mask in masks.items())
+
+
+def test_of_tokens_that_are_off_nothing_is_computed(to, file):
+    net = build('LAUDT2TViT', ('token', 'layer'))
+    for block in net.blocks()[1:]:
+        torch.nn.init.constant_(block.masker.token.fc.bias, -1e9)
+        torch.nn.init.constant_(block.masker.layer.fc.bias, -1e9)
+        torch.nn.init.constant_(block.attn.proj.weight, float('nan'))
+        torch.nn.init.constant_(block.mlp.fc2.weight, float('nan'))
+    write_onnx(TokenBackbone(net), file, to)
+    assert all(y.isfinite().all() for y in READERS[to](file)(images(2, 48, 48)))
 
 
 @pytest.mark.parametrize('skip', ['if', 'slice'])
@@ -114,6 +144,14 @@ def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
         write_onnx(deploy(net, precision='bf16'), tmp_path / 'net.onnx')
     with pytest.raises(ValueError, match="one_image must be False for 'aoti'"):
         write_artefact(deploy(net), tmp_path, 'aoti', one_image=True)
+    tokens = build('LAUDT2TViT', 'token')
+    with pytest.raises(ValueError, match="skip must be 'gather' for tokens, got 'if'"):
+        write_onnx(TokenBackbone(tokens), tmp_path / 'net.onnx', skip='if')
+    with pytest.raises(ValueError, match='precision must be fp32'):
+        TokenBackbone(copy.deepcopy(tokens).double())
+    tokens.encoder[1].mlp.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r'as it was built.*encoder.1: '):
+        TokenBackbone(tokens)
     for to, name in RUNTIMES.items():
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(RuntimeError, match=rf'{name} is missing .*pip install laud-mm\[deploy'):

@@ -35,13 +35,17 @@ class Graph:
 
     def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
         """Add a node of one output; returns the name of the output."""
-        out = out or self._name(kind)
-        self.nodes.append(helper.make_node(kind, inputs, [out], name=f'{out}_node', **attributes))
-        return out
+        return self.ops(kind, *inputs, outs=[out or self.name(kind)], **attributes)[0]
+
+    def ops(self, kind: str, *inputs: str, outs: Sequence[str], **attributes: Any) -> list[str]:
+        """Add a node of several outputs, whose names are given; returns them."""
+        self.nodes.append(helper.make_node(kind, inputs, outs, name=f'{outs[0]}_node',
+                                           **attributes))
+        return list(outs)
 
     def constant(self, value: Any) -> str:
         """Add a constant; returns its name."""
-        name = self._name('constant')
+        name = self.name('constant')
         self.constants[name] = np.asarray(value)
         return name
 
@@ -81,7 +85,8 @@ class Graph:
     def _tensors(self):
         return [numpy_helper.from_array(array, name) for name, array in self.constants.items()]
 
-    def _name(self, kind):
+    def name(self, kind: str) -> str:
+        """A new name."""
         return f'{self.scope}{kind}_{next(self._numbers)}'
 
 
