@@ -12,7 +12,7 @@ from .graph import Graph
 
 LEAST = -1e30  # a score that is no attention, and finite: a row of them has weights
 # What becomes of the units of each paradigm.
-FORMS = dict(token='tokens gathered', layer='branches gathered', head='heads computed, then masked')
+FORMS = dict(token='tokens', layer='branches', head='heads computed, then masked')
 
 
 def form_of(shape: Any) -> str:
