@@ -89,8 +89,12 @@ def conv_map(x, weight, bias, stride=1, dilation=1, groups=1, **kwargs):
     return 2 * x.shape[0] * area * weight.numel()
 
 
+def stem_conv(x, weight, bias, stride, pool, **kwargs):
+    return conv_map(x, weight, bias, stride)
+
+
 FORMULAS = {f.__name__: f for f in (
-    conv_map, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, excite_patches_, patch_mask,
+    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, excite_patches_, patch_mask,
     masker_conv1x1)}
 
 

@@ -34,6 +34,7 @@ def sample_arguments():
                                   weight=weight3, bias=bias3),
         excite_patches_=dict(patches, rows=rows, height=6, width=7, **excitation),
         conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),
+        stem_conv=dict(x=x, weight=weight2, bias=bias, stride=2, pool=True),
         max_pool=dict(x=x, kernel_size=3, stride=2),
         average_pool=dict(x=x, kernel_size=2),
         rectify_=dict(y=x.clone()),
