@@ -1,10 +1,9 @@
 """Export backbones: the masked-dense network as TorchScript or ONNX, and `torch.export` programs.
 
-Skipping does not export to TorchScript or ONNX: neither format has operations that
-compute listed patches, channels or tokens only. What is exported computes everything and
-multiplies by the masks, as training does: the numbers of the skipping network, the cost of
-the static one plus its maskers. `export_program` with `execution='skipping'` keeps the
-skipping, for programs that load `laud_mm.ops` themselves.
+What is exported computes everything and multiplies by the masks, as training does: the
+numbers of the skipping network, the cost of the static one plus its maskers. ONNX that skips
+layers and tokens is written by `laud_mm.deploy.onnx`. `export_program` with
+`execution='skipping'` keeps the skipping, for programs that load `laud_mm.ops` themselves.
 """
 import copy
 import io

@@ -9,8 +9,10 @@ import torch
 
 from laud_mm.checkpoints import load_pretrained
 from laud_mm.deploy import UnitProfile, deploy, load, load_profile, write_artefact
-from laud_mm.deploy.artefact import CARD, KINDS, NET, SMALLEST
+from laud_mm.deploy.artefact import CARD, KINDS, NETS, SMALLEST, TORCH_KINDS
 from laud_mm.deploy.check import compare
+from laud_mm.deploy.onnx.runtimes import need
+from laud_mm.deploy.tokens import TokenBackbone, has_tokens
 from laud_mm.latency.plans import PRECISIONS
 from laud_mm.registry import MODELS
 from laud_mm.specs import configured_size, find_backbone_config
@@ -19,6 +21,9 @@ from laud_mm.utils.run import load_config
 
 # Largest differences to the skipping network, relative to the largest value of an output.
 ALLOWED = dict(float32=1e-4, float64=1e-4, bfloat16=5e-2, float16=1e-2)
+
+
+ONNX_FORMS = {'static': 'dense', 'shortcut only': 'none'}
 
 
 class CheckError(RuntimeError):
@@ -33,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--prefix', help="what the backbone's keys in the checkpoint start with, "
                         'such as student.backbone; default: as in the config')
     parser.add_argument('--to', choices=KINDS, default='aoti',
-                        help='machine code by AOTInductor, or a graph for torch.compile')
+                        help='machine code by AOTInductor, a graph for torch.compile, or a file '
+                        'for onnxruntime or OpenVINO')
+    parser.add_argument('--one-image', action='store_true',
+                        help='onnx and openvino: for a batch of one image only, faster there')
     parser.add_argument('--profile', help='report of the latency hook, or a profile file')
     parser.add_argument('--tolerance', type=float, default=0.0,
                         help='share of images in which a unit may differ from always or never')
@@ -56,22 +64,39 @@ def run(args: argparse.Namespace) -> dict:
         ValueError: For a bad argument, with its name.
         CheckError: If the artefact differs from the skipping network.
     """
+    if args.to in TORCH_KINDS and args.one_image:
+        raise ValueError(f'one_image must be False for {args.to!r}, got True')
+    if args.to not in TORCH_KINDS:
+        need('onnx', dict(onnx='onnxruntime').get(args.to, args.to))  # before work starts
+        if args.precision not in (None, 'fp32'):
+            raise ValueError(f'precision must be fp32 for {args.to!r}, whose runtime chooses what '
+                             f'it computes in, got {args.precision!r}')
     cfg = load_config(args.config)
     size = tuple(args.size or configured_size(cfg))
     profile = None if args.profile is None else load_profile(args.profile)
     backbone = build_backbone(cfg, args.checkpoint, args.prefix)
-    made: Any = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
-                       plan=args.plan, profile=profile, tolerance=args.tolerance,
-                       with_decisions=True)
+    made: Any
+    if has_tokens(backbone) and args.to not in TORCH_KINDS:
+        for name in ('profile', 'plan', 'one_image'):
+            if getattr(args, name):
+                raise ValueError(f'{name} must be left out for a transformer, got '
+                                 f'{getattr(args, name)!r}')
+        made = TokenBackbone(backbone, with_decisions=True)
+    else:
+        made = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
+                      plan=args.plan, profile=profile, tolerance=args.tolerance,
+                      with_decisions=True)
     batches = example_batches(backbone.in_channels, size)
     decisions = compare(backbone, made, batches, decided=True)
     _check('the deployed network', decisions, made)
     made.with_decisions = args.decisions
     card = write_artefact(made, args.out, args.to, size, dict(
         config=args.config, checkpoint=args.checkpoint, profile=args.profile,
-        tolerance=args.tolerance, expected_rates=expected_rates(profile)))
+        tolerance=args.tolerance, expected_rates=expected_rates(profile)), args.one_image)
+    if args.one_image:
+        batches = [image[None] for x in batches for image in x]
     check = compare(backbone, made, batches, decided=True, run=load(args.out))
-    _check(f'{args.out}/{NET}', check, made)
+    _check(f'{args.out}/{NETS[args.to]}', check, made)
     card['check'] = dict(check, decisions_equal=decisions['decisions_equal'],
                          sizes=[list(x.shape) for x in batches])
     write_json(card, Path(args.out, CARD))
@@ -113,13 +138,23 @@ def expected_rates(profile: UnitProfile | None) -> dict | None:
 
 def summary(card: dict, out: str) -> str:
     """One line on what was written."""
-    computes = [block['computes'] for block in card['blocks']]
-    check = card['check']
+    kinds = [_kind(block['computes']) for block in card['blocks']]
+    masked, check = kinds.count('masked'), card['check']
+    blocks = (f'{kinds.count("skip")} blocks skip, ' + f'{masked} mask, ' * bool(masked)
+              + f'{kinds.count("dense")} are dense, {kinds.count("none")} vanished')
     return (f'{out}: {card["kind"]}, {card["computes_in"]}, {card["net_bytes"] / 2**20:.1f} MiB; '
-            f'{computes.count("listed")} blocks skip, {computes.count("dense")} are dense, '
-            f'{computes.count("none")} vanished; largest difference to the skipping network '
+            f'{blocks}; largest difference to the skipping network '
             f'{check["largest_difference"]:.1e} of the largest value, on {check["images"]} images '
             'of several sizes; equal decisions')
+
+
+def _kind(computes):
+    """A card's words on a block, in one: of torch, or of ONNX."""
+    if computes in ('listed', 'none', 'dense'):
+        return dict(listed='skip').get(computes, computes)
+    if computes in ONNX_FORMS:
+        return ONNX_FORMS[computes]
+    return 'skip' if computes.startswith('skipped') else 'masked'
 
 
 def _check(name, found, made):

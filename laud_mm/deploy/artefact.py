@@ -1,6 +1,7 @@
-"""Artefacts: deployed backbones as files that need torch and our operations only.
+"""Artefacts: deployed backbones as files that need no mm* package.
 
-A folder holds `net.pt2` and `card.json`. Reading one imports no mm* package.
+A folder holds a net and `card.json`. One of torch needs our operations where it is read; one of
+ONNX or OpenVINO needs their runtimes.
 """
 from __future__ import annotations
 
@@ -19,9 +20,13 @@ from laud_mm.specs.arguments import check_choice
 from laud_mm.utils.files import replacing, write_json
 from laud_mm.version import __version__
 
+from .onnx.files import SKIP_ONE, write_onnx
+from .onnx.runtimes import RUNTIMES
+
 FORMAT, VERSION = 'laud_mm artefact', 1
-KINDS = ('aoti', 'compile')
-NET, CARD = 'net.pt2', 'card.json'
+TORCH_KINDS = ('aoti', 'compile')
+NETS = dict(aoti='net.pt2', compile='net.pt2', onnx='net.onnx', openvino='net.xml')
+KINDS, CARD = tuple(NETS), 'card.json'
 # A map of one position would be another graph; the last one of an image of 32 pixels is.
 SMALLEST = 33
 
@@ -50,41 +55,59 @@ def export_deployed(deployed: Any, image_size: Sequence[int] = (224, 224)
 
 def write_artefact(deployed: Any, folder: str | Path, to: str = 'aoti',
                    image_size: Sequence[int] = (224, 224),
-                   more: Mapping[str, Any] | None = None) -> dict:
+                   more: Mapping[str, Any] | None = None, one_image: bool = False) -> dict:
     """Write a deployed backbone and its card.
 
     Args:
         deployed (DeployedBackbone): Of `deploy`, on its own.
         folder (str | Path): To write into.
         to (str): 'aoti': machine code, for Python and C++; 'compile': a graph, which is
-            compiled where it is loaded.
+            compiled where it is loaded; 'onnx' and 'openvino': for their runtimes.
         image_size (Sequence[int]): Of the example, and of the card's figures.
         more (dict, optional): More entries of the card.
+        one_image (bool): ONNX and OpenVINO only: for a batch of one image, which is
+            faster.
 
     Returns:
         dict: The card.
 
     Raises:
-        ValueError: If `to` is neither.
-        RuntimeError: If the compiled operations are missing: references cannot be exported.
+        ValueError: If `to` is none of these, or has no such form.
+        RuntimeError: If the compiled operations are missing: references cannot be exported; or
+            a package of the extra `deploy`.
     """
     check_choice('to', to, KINDS)
+    folder, net = Path(folder), Path(folder, NETS[to])
+    about = describe(deployed, image_size)
+    if to in TORCH_KINDS:
+        if one_image:
+            raise ValueError(f'one_image must be False for {to!r}, got True')
+        own = _write_torch(deployed, net, to, image_size)
+    else:
+        own = write_onnx(deployed, net, to, SKIP_ONE[to] if one_image else 'gather')
+        forms, (images,) = own.pop('forms'), about['inputs']
+        about['blocks'] = [dict(b, computes=forms[b['name']]) for b in about['blocks']]
+        about['inputs'] = [dict(images, smallest_side=1, **dict(batch=1) if one_image else {})]
+        own = dict(own, device='cpu')
+    card = dict(format=FORMAT, version=VERSION, kind=to, **own, laud_mm=__version__,
+                net_bytes=sum(f.stat().st_size for f in (net, net.with_suffix('.bin'))
+                              if f.is_file()), **about, **(more or {}))
+    write_json(card, folder / CARD)
+    return card
+
+
+def _write_torch(deployed, net, to, image_size):
     if not ops.has_kernel(deployed.device):
         raise RuntimeError('an artefact calls the compiled operations, which are missing for '
                            f'{deployed.device}: build them, or run without LAUD_MM_OPS=reference')
-    folder = Path(folder)
     program = export_deployed(deployed, image_size)
-    with replacing(folder / NET) as part, warnings.catch_warnings():
+    with replacing(net) as part, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # about torch's own code
         if to == 'aoti':
             torch._inductor.aoti_compile_and_package(program, package_path=str(part))
         else:
             torch.export.save(program, part)
-    card = dict(format=FORMAT, version=VERSION, kind=to, **_machine(deployed.device),
-                laud_mm=__version__, net_bytes=(folder / NET).stat().st_size,
-                **describe(deployed, image_size), **(more or {}))
-    write_json(card, folder / CARD)
-    return card
+    return _machine(deployed.device)
 
 
 def describe(deployed: Any, image_size: Sequence[int]) -> dict:
@@ -138,9 +161,11 @@ class Artefact(nn.Module):
         """
         (wanted,) = self.card['inputs']
         channels, side = wanted['channels'], wanted['smallest_side']
-        if x.dim() != 4 or x.shape[1] != channels or min(x.shape[2:]) < side or not len(x):
-            raise ValueError(f'images must be (N, {channels}, H, W), N at least 1, H and W at '
-                             f'least {side}, got shape {tuple(x.shape)}')
+        batch = wanted.get('batch')
+        if (x.dim() != 4 or x.shape[1] != channels or min(x.shape[2:]) < side or not len(x)
+                or batch not in (None, len(x))):
+            raise ValueError(f'images must be (N, {channels}, H, W), N {batch or "at least 1"}, '
+                             f'H and W at least {side}, got shape {tuple(x.shape)}')
         if x.dtype != torch.float32 or x.device.type != self.card['device']:
             raise ValueError(f'images must be float32 on {self.card["device"]}, got {x.dtype} on '
                              f'{x.device}')
@@ -148,7 +173,7 @@ class Artefact(nn.Module):
 
 
 def load(folder: str | Path) -> Artefact:
-    """Read an artefact. Needs torch and `laud_mm.ops`, no mm* package.
+    """Read an artefact. Needs torch, `laud_mm.ops` or the runtime, and no mm* package.
 
     Args:
         folder (str | Path): Of `write_artefact`.
@@ -158,9 +183,12 @@ def load(folder: str | Path) -> Artefact:
 
     Raises:
         ValueError: If there is no artefact, or it was made for another torch, device or CPU.
-        RuntimeError: If the compiled operations are missing.
+        RuntimeError: If the compiled operations, or the runtime, are missing.
     """
     card = read_card(folder)
+    net = str(Path(folder, NETS[card['kind']]))
+    if card['kind'] in RUNTIMES:
+        return Artefact(card, RUNTIMES[card['kind']](net))
     if not ops.has_kernel(card['device']):
         raise RuntimeError(f'{folder} needs the compiled operations of laud_mm for '
                            f'{card["device"]}, which are missing: build them')
@@ -169,7 +197,6 @@ def load(folder: str | Path) -> Artefact:
         if card.get(key) != value:
             raise ValueError(f'{folder} must be of {key} {value}, as this machine is, got '
                              f'{card.get(key)!r}: deploy again here')
-    net = str(Path(folder, NET))
     if card['kind'] == 'aoti':
         return Artefact(card, torch._inductor.aoti_load_package(net))
     from .compiled import CompiledBackbone  # torch's compiler is large
@@ -189,8 +216,9 @@ def read_card(folder: str | Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'artefact must be a folder of write_artefact, got {str(folder)!r}: '
                          f'{error!r}') from error
-    if kind != (FORMAT, VERSION, True) or not Path(folder, NET).is_file():
+    net = NETS.get(card['kind'], 'a net')
+    if kind != (FORMAT, VERSION, True) or not Path(folder, net).is_file():
         raise ValueError(f'{path} must have format {FORMAT!r} version {VERSION}, a kind among '
-                         f'{", ".join(KINDS)}, and {NET} beside it, got {kind[:2]}, '
+                         f'{", ".join(KINDS)}, and {net} beside it, got {kind[:2]}, '
                          f'{card["kind"]!r}')
     return card

@@ -17,6 +17,8 @@ T2T_VIT_ARCHS = {
 }
 _ARCH_KEYS = tuple(T2T_VIT_ARCHS['t2t_vit_14'])
 TRANSFORMER_PARADIGMS = ('token', 'head', 'layer')
+# The mask of a decision that each paradigm makes.
+MASKS = dict(token='tokens', head='heads', layer='branches')
 T2T_TYPES = ('performer', 'transformer')
 SOFT_SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # window, stride and padding
 
@@ -93,6 +95,11 @@ class TransformerShape:
     def paradigm(self) -> str | None:
         """What is skipped, as one word; None for a static block."""
         return '+'.join(self.paradigms) or None
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Masks of the block's `TransformerDecision`."""
+        return tuple(MASKS[paradigm] for paradigm in self.paradigms)
 
     def out_size(self, in_size: Size) -> Size:
         """Tokens written: those read."""

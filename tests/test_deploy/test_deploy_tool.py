@@ -1,4 +1,5 @@
 """tools/deploy.py writes an artefact and its card, and checks them."""
+import argparse
 import json
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from laud_mm.specs import find_backbone_config
 from laud_mm.utils.run import load_config
 
 from ..conftest import ROOT
+from ..test_export import SMALL
 from .nets import build, images
 
+RUNTIMES = dict(onnx='onnxruntime', openvino='openvino')
 CONFIG = ROOT / 'configs' / 'laud_resnet_digits_channel.py'
 
 
@@ -25,30 +28,75 @@ def run(*args, cwd):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['aoti', 'compile'])
-def test_the_tool_writes_checks_and_says_what_it_is(kind, tmp_path):
+def parsed(*args):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(list(map(str, args)))
+
+
+def written(folder):
+    """A checkpoint and a report that knows the first block as always on; the blocks' names."""
     _, settings = find_backbone_config(load_config(str(CONFIG)).model)
     net = MODELS.build(settings.to_dict()).eval()
     names = [block.shape.name for block in net.blocks()]
     torch.save(dict(state_dict={f'backbone.{k}': v for k, v in net.state_dict().items()}),
-               tmp_path / 'model.pth')
-    (tmp_path / 'report.json').write_text(json.dumps(dict(images=9, blocks=[
+               folder / 'model.pth')
+    (folder / 'report.json').write_text(json.dumps(dict(images=9, blocks=[
         dict(name=name, rate=1.0 if name == names[0] else 0.5) for name in names])))
-    code, said = run(CONFIG, tmp_path / 'model.pth', '--to', kind, '--size', 48, 48, '--profile',
-                     tmp_path / 'report.json', '--decisions', '--out', tmp_path / 'out',
-                     cwd=tmp_path)
-    assert code == 0, said
-    assert f'{len(names) - 1} blocks skip, 1 are dense, 0 vanished' in said
-    card = json.loads((tmp_path / 'out' / 'card.json').read_text())
+    return names, [CONFIG, folder / 'model.pth', '--size', 48, 48, '--profile',
+                   folder / 'report.json', '--decisions', '--out', folder / 'out']
+
+
+def check_card(folder, kind, names):
+    card = json.loads((folder / 'card.json').read_text())
     assert card['kind'] == kind and card['check']['decisions_equal']
     assert card['check']['largest_difference'] <= 1e-4 and card['net_bytes'] > 0
     assert [block['name'] for block in card['blocks']] == names
     assert all(block['flops_g'] > 0 for block in card['blocks'])
     assert card['expected_rates'][names[0]] == dict(all=1.0)
     assert card['decisions'] == [f'{name}.channels' for name in names[1:]]
-    outputs, decisions = load(tmp_path / 'out')(images(2, 48, 48))
+    outputs, decisions = load(folder)(images(2, 48, 48))
     assert len(outputs) == len(card['outputs']) and list(decisions) == card['decisions']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['aoti', 'compile'])
+def test_the_tool_writes_checks_and_says_what_it_is(kind, tmp_path):
+    names, args = written(tmp_path)
+    code, said = run(*args, '--to', kind, cwd=tmp_path)
+    assert code == 0, said
+    assert f'{len(names) - 1} blocks skip, 1 are dense, 0 vanished' in said
+    check_card(tmp_path / 'out', kind, names)
+
+
+@pytest.mark.parametrize('kind', RUNTIMES)
+def test_files_of_other_runtimes_are_written_and_checked(kind, tmp_path):
+    pytest.importorskip(RUNTIMES[kind], reason=f'{RUNTIMES[kind]} is not installed')
+    names, args = written(tmp_path)
+    card = command.run(parsed(*args, '--to', kind))
+    # Channels are skipped by our operations only.
+    assert f'0 blocks skip, {len(names) - 1} mask, 1 are dense' in command.summary(card, 'out')
+    check_card(tmp_path / 'out', kind, names)
+    for more, message in ((['--one-image', '--to', 'aoti'], "one_image must be False for 'aoti'"),
+                          (['--precision', 'bf16'], f"precision must be fp32 for '{kind}'")):
+        with pytest.raises(ValueError, match=message):
+            command.run(parsed(*args, '--to', kind, *more))
+
+
+@pytest.mark.parametrize('kind', RUNTIMES)
+def test_transformers_become_files_of_other_runtimes(kind, tmp_path):
+    pytest.importorskip(RUNTIMES[kind], reason=f'{RUNTIMES[kind]} is not installed')
+    settings, _ = SMALL['LAUDT2TViT']
+    (tmp_path / 'net.py').write_text('model = ' + repr(dict(type='ImageClassifier', backbone=dict(
+        settings, type='laud_mm.LAUDT2TViT', paradigm='token'))))
+    args = (tmp_path / 'net.py', '--to', kind, '--size', 48, 56, '--decisions', '--out',
+            tmp_path / 'out')
+    card = command.run(parsed(*args))
+    assert {block['computes'] for block in card['blocks']} == {'skipped by gather: tokens'}
+    assert '4 blocks skip, 0 are dense' in command.summary(card, 'out')
+    assert card['check']['largest_difference'] < 1e-4
+    with pytest.raises(ValueError, match='one_image must be left out for a transformer'):
+        command.run(parsed(*args, '--one-image'))
 
 
 def test_what_fails_is_named(tmp_path):
