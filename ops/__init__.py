@@ -1,6 +1,15 @@
 """Operations of dynamic execution, each with a plain-PyTorch reference."""
 from . import flops, library
 from .excite import excite_patches_
+from .int8 import (
+                   conv1x1_add_patches_int8_,
+                   conv1x1_positions_int8,
+                   conv3x3_patches_int8,
+                   pack_int8,
+                   patch_mask_int8,
+                   quantize,
+                   shortcut_int8,
+)
 from .library import OPERATIONS, has_dot_products, has_kernel, use_references
 from .maps import average_pool, conv_map, max_pool, rectify_
 from .maskers import masker_conv1x1, patch_mask, position_means
