@@ -285,6 +285,11 @@ class DeployedBackbone(nn.Module):
         return weight.shape[1]
 
     @property
+    def computes_in(self) -> str:
+        """Type that most of it computes in."""
+        return str(self.dtype).removeprefix('torch.')
+
+    @property
     def device(self) -> torch.device:
         """Where it computes."""
         weight: Any = self.stem.convs[0].weight

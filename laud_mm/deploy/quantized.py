@@ -138,6 +138,11 @@ class QuantizedBackbone(DeployedBackbone):
         self.scale_in = blocks[0][0].weights.scales.input
         self.scales_out = tuple(stage[-1].weights.scales.output for stage in blocks)
 
+    @property
+    def computes_in(self) -> str:
+        """See `DeployedBackbone`."""
+        return 'int8'
+
     def start(self, x: Tensor) -> Tensor:
         """Images to the first block's input, uint8."""
         return ops.quantize(self.stem(x.to(self.dtype)), self.scale_in)

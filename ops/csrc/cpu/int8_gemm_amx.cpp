@@ -5,6 +5,9 @@
 #include "int8_gemm.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // wrong, of the intrinsics (GCC 12)
+#endif
 #include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -2,6 +2,9 @@
 #include "int8_gemm.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // wrong, of the intrinsics (GCC 12)
+#endif
 #include <immintrin.h>
 
 #if defined(__clang__)
