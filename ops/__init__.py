@@ -5,6 +5,7 @@ from .int8 import (
                    conv1x1_add_patches_int8_,
                    conv1x1_positions_int8,
                    conv3x3_patches_int8,
+                   dequantize,
                    pack_int8,
                    patch_mask_int8,
                    quantize,

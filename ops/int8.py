@@ -209,3 +209,18 @@ def quantize(x, scale):
         255 for what is larger.
     """
     return _bytes((x.float() * (1 / scale)).nan_to_num(nan=0.0, posinf=255.0).round())
+
+
+@op('(Tensor x, float scale) -> Tensor',
+    fake=lambda x, scale: torch.empty_like(x, dtype=torch.float32))
+def dequantize(x, scale):
+    """What quantised values stand for.
+
+    Args:
+        x (Tensor): Any shape, uint8, without gaps in memory.
+        scale (float): What 1 stands for.
+
+    Returns:
+        Tensor: float32, laid out as x.
+    """
+    return x.float() * scale

@@ -58,6 +58,8 @@ TORCH_LIBRARY(laud_mm, m) {
   m.def(
       "quantize(Tensor x, float scale) -> Tensor");
   m.def(
+      "dequantize(Tensor x, float scale) -> Tensor");
+  m.def(
       "stem_conv(Tensor x, Tensor weight, Tensor bias, int stride, bool pool, Tensor? "
       "packed=None) -> Tensor");
   m.def(

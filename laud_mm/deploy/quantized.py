@@ -149,7 +149,7 @@ class QuantizedBackbone(DeployedBackbone):
 
     def output(self, y: Tensor, stage: int) -> Tensor:
         """A stage's map in float."""
-        return y.to(torch.float32) * self.scales_out[stage]
+        return ops.dequantize(y, self.scales_out[stage])
 
 
 def _runs(*kinds):
@@ -188,7 +188,8 @@ def _conv3x3(run, step):
 
 @_runs('rows3x3_grouped')
 def _conv3x3_grouped(run, step):
-    run.y = run.y.to(run.weights.conv2.weight.dtype) * run.weights.scales.conv1
+    y = ops.dequantize(run.y, run.weights.scales.conv1)
+    run.y = y.to(run.weights.conv2.weight.dtype)
     RUN_TABLE[step.kind](run, step)
     if not run.shape.se_channels:
         run.rows = ops.quantize(run.rows, run.weights.scales.conv2)
@@ -197,7 +198,7 @@ def _conv3x3_grouped(run, step):
 @_runs('excite_rows')
 def _excite(run, step):
     if run.rows.dtype == torch.uint8:
-        run.rows = run.rows.float() * run.weights.scales.conv2
+        run.rows = ops.dequantize(run.rows, run.weights.scales.conv2)
     RUN_TABLE[step.kind](run, step)
     run.rows = ops.quantize(run.rows, run.weights.scales.conv2)
 

@@ -89,7 +89,7 @@ def test_integers_do_what_fake_quantised_modules_of_the_framework_do():
 
 
 def test_skipped_units_keep_what_they_had():
-    net, quantized = quantized_pair('LAUDRegNet', 'layer')
+    _, quantized = quantized_pair('LAUDResNet', 'layer')
     block = next(b for b in quantized.blocks() if not b.shape.downsample)
     x = torch.randint(0, 256, (4, block.shape.in_channels, 9, 9), dtype=torch.uint8).contiguous(
         memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ def test_dead_channels_and_blocks_stay_finite():
 
 
 def test_the_scale_of_what_passes_by_is_that_of_the_input():
-    scales = measure_scales(build('LAUDRegNet', 'layer'), CALIBRATION)
+    scales = measure_scales(build('LAUDResNet', 'layer'), CALIBRATION)
     assert all(isinstance(own, BlockScales) for own in scales.blocks.values())
     inputs = [own.input for own in scales.blocks.values()]
     outputs = [own.output for own in scales.blocks.values()]

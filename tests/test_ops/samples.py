@@ -48,6 +48,7 @@ def sample_arguments():
             **{name: values.repeat(2)[:20] for name, values in quantized.items()}),
         patch_mask_int8=dict(x=x8, weight=mask['mask_weight'], bias=mask['mask_bias'], window=2),
         quantize=dict(x=x, scale=0.1),
+        dequantize=dict(x=x8, scale=0.1),
         conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),
         max_pool=dict(x=x, kernel_size=3, stride=2),
         average_pool=dict(x=x, kernel_size=2),

@@ -105,6 +105,7 @@ def test_what_surrounds_convolutions_equals_its_reference(data):
     dtype = data.draw(st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
     quantized = ops.quantize(values.to(dtype), 0.37)
     assert torch.equal(quantized, ops.quantize.reference(values.to(dtype), 0.37))
+    assert torch.equal(ops.dequantize(quantized, 0.37), ops.dequantize.reference(quantized, 0.37))
     within = (values > 0) & (values < 254 * 0.37)
     assert ((quantized * 0.37 - values.to(dtype)).abs()[within] <= 0.186).all()
 

@@ -66,7 +66,11 @@ void quantize(const float* x, float inverse, int64_t size, uint8_t* to) {
   }
 }
 
-const Int8Kernels plain = {"plain", 1, run, sum_rows, quantize};
+void dequantize(const uint8_t* x, float scale, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i++) to[i] = static_cast<float>(x[i]) * scale;
+}
+
+const Int8Kernels plain = {"plain", 1, run, sum_rows, quantize, dequantize};
 
 const Int8Kernels& choose() {
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -66,6 +66,8 @@ struct Int8Kernels {
   void (*sum_rows)(const uint8_t* rows, int64_t count, int64_t channels, int32_t* sums);
   // to[i] = round(x[i] * inverse), cut to 0 to 255; 0 for NaN.
   void (*quantize)(const float* x, float inverse, int64_t size, uint8_t* to);
+  // to[i] = x[i] * scale
+  void (*dequantize)(const uint8_t* x, float scale, int64_t size, float* to);
 };
 
 const Int8Kernels& int8_kernels();

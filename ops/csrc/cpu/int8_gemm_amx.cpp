@@ -27,6 +27,7 @@ namespace avx512_vnni {
 void run(const Int8Gemm& g);
 void sum_rows(const uint8_t* rows, int64_t count, int64_t channels, int32_t* sums);
 void quantize(const float* x, float inverse, int64_t size, uint8_t* to);
+void dequantize(const uint8_t* x, float scale, int64_t size, float* to);
 }  // namespace avx512_vnni
 
 namespace amx_int8 {
@@ -179,7 +180,7 @@ void run(const Int8Gemm& g) {
 
 extern const Int8Kernels kernels;
 const Int8Kernels kernels = {"amx_int8", 2 * kRows, run, avx512_vnni::sum_rows,
-                             avx512_vnni::quantize};
+                             avx512_vnni::quantize, avx512_vnni::dequantize};
 
 }  // namespace amx_int8
 }  // namespace laud

@@ -20,6 +20,7 @@ namespace avx512_vnni {
 void run(const Int8Gemm& g);
 void sum_rows(const uint8_t* rows, int64_t count, int64_t channels, int32_t* sums);
 void quantize(const float* x, float inverse, int64_t size, uint8_t* to);
+void dequantize(const uint8_t* x, float scale, int64_t size, float* to);
 
 namespace {
 
@@ -114,8 +115,17 @@ void quantize(const float* x, float inverse, int64_t size, uint8_t* to) {
   }
 }
 
+void dequantize(const uint8_t* x, float scale, int64_t size, float* to) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int64_t i = 0; i < size; i += 16) {
+    const __mmask16 mask = size - i >= 16 ? 0xffff : (1u << (size - i)) - 1;
+    const __m512i values = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, x + i));
+    _mm512_mask_storeu_ps(to + i, mask, _mm512_mul_ps(_mm512_cvtepi32_ps(values), factor));
+  }
+}
+
 extern const Int8Kernels kernels;
-const Int8Kernels kernels = {"avx512_vnni", kRows, run, sum_rows, quantize};
+const Int8Kernels kernels = {"avx512_vnni", kRows, run, sum_rows, quantize, dequantize};
 
 }  // namespace avx512_vnni
 }  // namespace laud

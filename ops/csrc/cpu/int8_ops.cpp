@@ -363,6 +363,19 @@ Tensor quantize(const Tensor& x, double scale) {
   return y;
 }
 
+Tensor dequantize(const Tensor& x, double scale) {
+  check_bytes("x", x);
+  TORCH_CHECK(x.is_non_overlapping_and_dense(), "x must have no gaps, got strides ", x.strides(),
+              " of shape ", x.sizes());
+  Tensor y = at::empty_like(x, x.options().dtype(at::kFloat));
+  const uint8_t* values = x.const_data_ptr<uint8_t>();
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, x.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
+    int8_kernels().dequantize(values + begin, static_cast<float>(scale), end - begin, to + begin);
+  });
+  return y;
+}
+
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
   m.impl("pack_int8", pack_int8);
   m.impl("conv1x1_positions_int8", conv1x1_positions_int8);
@@ -371,6 +384,7 @@ TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
   m.impl("conv1x1_add_patches_int8_", conv1x1_add_patches_int8_);
   m.impl("patch_mask_int8", patch_mask_int8);
   m.impl("quantize", quantize);
+  m.impl("dequantize", dequantize);
 }
 
 }  // namespace
