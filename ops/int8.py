@@ -14,7 +14,7 @@ from .maskers import _fake_mask
 from .patch_conv import _fake_patches, _rows, _strided, conv1x1_positions, conv3x3_patches
 from .units import patch_grid, patch_positions
 
-_PANEL, _HEAD = 64, 512  # as `Int8Layout` in int8_gemm.h counts
+_PANEL, _HEAD, _TILE = 64, 512, 64  # as `Int8Layout` in int8_gemm.h counts
 
 
 def _fake_pack(weight, bias, multiplier):
@@ -224,3 +224,46 @@ def dequantize(x, scale):
         Tensor: float32, laid out as x.
     """
     return x.float() * scale
+
+
+def pack_stem_int8(weight, bias, multiplier):
+    """Lay out a quantised convolution (out, C, k, k) for `stem_int8`: opaque."""
+    # Windows are rows of k * k * C inputs, padded to whole tiles.
+    rows = weight.permute(0, 2, 3, 1).flatten(1)
+    rows = F.pad(rows, (0, -rows.shape[1] % _TILE))
+    return pack_int8(rows[:, :, None, None].contiguous(), bias, multiplier)
+
+
+def _fake_stem(x, weight, bias, multiplier, scale, zero, stride, pool, packed=None):
+    size = _strided(x.shape[-2:], stride)
+    height, width = _strided(size, 2) if pool else size
+    return x.new_empty(x.shape[0], height, width, len(weight), dtype=torch.uint8).permute(
+        0, 3, 1, 2)
+
+
+@op('(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, float scale, int zero, int stride, '
+    'bool pool, Tensor? packed=None) -> Tensor', fake=_fake_stem)
+def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, packed=None):
+    """Quantise images; a quantised convolution padded by half its window, ReLU, and a max pool.
+
+    Args:
+        x (Tensor): (N, C, H, W) images, floating, in any memory format.
+        weight (Tensor): (C', C, k, k) int8, k odd.
+        bias (Tensor): (C',) int32; the sum of an output's weights times `zero` is in it already.
+        multiplier (Tensor): (C',) float32.
+        scale (float): What 1 stands for in quantised images.
+        zero (int): What stands for 0 in them, from 0 to 255.
+        stride (int): Of the convolution.
+        pool (bool): Whether to pool, 3x3 with a stride of 2.
+        packed (Tensor | None): Of `pack_stem_int8`.
+
+    Returns:
+        Tensor: (N, C', H', W') uint8, channels-last.
+    """
+    images = (x.float() * (1 / scale)).nan_to_num(nan=-float('inf')).clamp(-zero, 255 - zero)
+    # What is beyond the border stands for 0.
+    sums = F.conv2d(images.round().double(), weight.double(), None, stride, weight.shape[2] // 2)
+    offset = bias.double() + weight.double().sum((1, 2, 3)) * zero
+    y = _bytes(_scaled(sums + offset[:, None, None], multiplier[:, None, None]))
+    y = F.max_pool2d(y.float(), 3, 2, 1).to(torch.uint8) if pool else y
+    return y.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)

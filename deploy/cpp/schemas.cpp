@@ -56,6 +56,9 @@ TORCH_LIBRARY(laud_mm, m) {
   m.def(
       "patch_mask_int8(Tensor x, Tensor weight, Tensor bias, int window) -> Tensor");
   m.def(
+      "stem_int8(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, float scale, int zero, "
+      "int stride, bool pool, Tensor? packed=None) -> Tensor");
+  m.def(
       "quantize(Tensor x, float scale) -> Tensor");
   m.def(
       "dequantize(Tensor x, float scale) -> Tensor");

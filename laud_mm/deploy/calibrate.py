@@ -35,15 +35,17 @@ def measure_scales(model: nn.Module, batches: Iterable[Tensor]) -> Scales:
     watch = _Watch(deployed.blocks())
     for block in deployed.blocks():
         block.clock = watch
-    images = 0
+    images, pixels = 0, _observer()
     with torch.no_grad():
         for x in batches:
             images += len(x)
+            pixels(x)
             deployed(x)
     if not images:
         raise ValueError('scales need at least one image, got none')
+    image, zero = pixels.calculate_qparams()
     return Scales(images, {block.shape.name: watch.scales(block.shape.name)
-                           for block in deployed.blocks()})
+                           for block in deployed.blocks()}, float(image), int(zero))
 
 
 class _Watch:

@@ -19,7 +19,13 @@ from laud_mm.specs import Step
 from laud_mm.specs.bottleneck import MASKS
 from laud_mm.specs.steps import register_kinds
 
-from .modules import DeployedBackbone, DeployedBlock, DeployedConv, DeployedMasker
+from .modules import (
+    DeployedBackbone,
+    DeployedBlock,
+    DeployedConv,
+    DeployedMasker,
+    DeployedStem,
+)
 from .scales import BlockScales, Scales
 
 BELOW_ONE = 1 - 2.0**-24  # the largest multiplier
@@ -35,24 +41,29 @@ class QuantizedConv(nn.Module):
         conv (DeployedConv): In float.
         scale_in (float): Of the map that it reads.
         scale_out (float): Of what it writes.
+        zero (int): What stands for 0 in the map that it reads.
     """
     weight: Tensor
     bias: Tensor
     multiplier: Tensor
     packed: Tensor | None
 
-    def __init__(self, conv: DeployedConv, scale_in: float, scale_out: float):
+    def __init__(self, conv: DeployedConv, scale_in: float, scale_out: float, zero: int = 0):
         super().__init__()
         weight, bias = conv.weight.float(), conv.bias.float()
         scales = weight_scales(weight)
         scales = torch.maximum(scales, bias.abs() / (scale_in * LARGEST_BIAS))
         self.register_buffer('weight', (weight / scales[:, None, None, None]).round()
                              .clamp(-127, 127).to(torch.int8))
-        self.register_buffer('bias', (bias.double() / (scales.double() * scale_in)).round().int())
+        self.register_buffer('bias', (bias.double() / (scales.double() * scale_in)).round().int()
+                             - zero * self.weight.sum((1, 2, 3), dtype=torch.int32))
         self.register_buffer('multiplier', (scales.double() * scale_in / scale_out)
                              .clamp(max=BELOW_ONE).float())
-        packed = ops.pack_int8(*self.values) if ops.has_kernel(conv.weight.device) else None
-        self.register_buffer('packed', packed)
+        self.register_buffer('packed', self.pack() if ops.has_kernel(weight.device) else None)
+
+    def pack(self) -> Tensor:
+        """Lay the weights out for kernels."""
+        return ops.pack_int8(*self.values)
 
     @property
     def values(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,10 +127,46 @@ class _Steps:
         QUANTIZED_TABLE[step.kind](run, step)
 
 
-class QuantizedBackbone(DeployedBackbone):
-    """A deployed backbone whose blocks compute in 8-bit integers.
+class QuantizedStem(QuantizedConv):
+    """A stem of one convolution, and a max pool where one follows, in 8-bit integers.
 
-    Stem and outputs are in float.
+    Args:
+        stem (DeployedStem): In float.
+        scales (Scales): Of the net's maps.
+        scale_out (float): Of what it writes.
+    """
+
+    def __init__(self, stem: DeployedStem, scales: Scales, scale_out: float):
+        convs: Any = stem.convs
+        super().__init__(convs[0], scales.image, scale_out, scales.zero)
+        self.zero, self.scale = scales.zero, scales.image
+        self.stride, self.pool = stem.steps[0].op.stride, bool(pools_of(stem))
+
+    def pack(self) -> Tensor:
+        """See `QuantizedConv`."""
+        return ops.pack_stem_int8(*self.values)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) images to the first block's input, uint8."""
+        return ops.stem_int8(x, *self.values, self.scale, self.zero, self.stride, self.pool,
+                             self.packed)
+
+
+def pools_of(stem: DeployedStem) -> list:
+    """The pools of a stem."""
+    return [op for step in stem.steps for op in (step.op, *step.inner) if op.kind == 'pool']
+
+
+def is_simple(stem: DeployedStem) -> bool:
+    """Whether a stem is what `stem_int8` computes."""
+    return len(stem.convs) == 1 and all(
+        (op.kernel_size, op.stride) == (3, 2) for op in pools_of(stem))
+
+
+class QuantizedBackbone(DeployedBackbone):
+    """A deployed backbone whose blocks compute in 8-bit integers, and a simple stem too.
+
+    Its outputs are in float.
 
     Args:
         deployed (DeployedBackbone): In float, with programs of `integer_form`.
@@ -136,6 +183,8 @@ class QuantizedBackbone(DeployedBackbone):
         super().__init__(deployed.stem, blocks, deployed.out_indices, deployed.dtype,
                          deployed.with_decisions)
         self.scale_in = blocks[0][0].weights.scales.input
+        self.quantized_stem = QuantizedStem(deployed.stem, scales, self.scale_in) \
+            if is_simple(deployed.stem) else None
         self.scales_out = tuple(stage[-1].weights.scales.output for stage in blocks)
 
     @property
@@ -145,6 +194,8 @@ class QuantizedBackbone(DeployedBackbone):
 
     def start(self, x: Tensor) -> Tensor:
         """Images to the first block's input, uint8."""
+        if self.quantized_stem is not None:
+            return self.quantized_stem(x)
         return ops.quantize(self.stem(x.to(self.dtype)), self.scale_in)
 
     def output(self, y: Tensor, stage: int) -> Tensor:

@@ -34,9 +34,13 @@ class Scales:
     Attributes:
         images (int): Images they were measured on.
         blocks (dict[str, BlockScales]): By block.
+        image (float): Of the images.
+        zero (int): What stands for 0 in the images, from 0 to 255.
     """
     images: int
     blocks: Mapping[str, BlockScales]
+    image: float
+    zero: int
 
     def of(self, block: str) -> BlockScales:
         """Scales of a block.
@@ -52,6 +56,7 @@ class Scales:
     def save(self, path: str | Path) -> None:
         """Write the scales, complete or not at all."""
         write_json(dict(format=FORMAT, version=VERSION, images=self.images,
+                        image=self.image, zero=self.zero,
                         blocks={name: asdict(own) for name, own in self.blocks.items()}), path)
 
 
@@ -68,7 +73,9 @@ def load_scales(path: str | Path) -> Scales:
                              f'{content["format"]!r} version {content["version"]!r}')
         blocks = {name: BlockScales(**{key: _scale(value) for key, value in own.items()})
                   for name, own in content['blocks'].items()}
-        return Scales(int(content['images']), blocks)
+        if content['zero'] not in range(256):
+            raise ValueError(f'zero must be an int from 0 to 255, got {content["zero"]!r}')
+        return Scales(int(content['images']), blocks, _scale(content['image']), content['zero'])
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f'quantized must be scales or a file of Scales.save, got {str(path)!r}: '
                          f'{error!r}') from error

@@ -47,6 +47,8 @@ def sample_arguments():
             weight=eight[..., :1, :1].repeat(2, 1, 1, 1)[:20],
             **{name: values.repeat(2)[:20] for name, values in quantized.items()}),
         patch_mask_int8=dict(x=x8, weight=mask['mask_weight'], bias=mask['mask_bias'], window=2),
+        stem_int8=dict(quantized, x=torch.randn(2, 3, 9, 9), weight=eight[:, :3], scale=0.02,
+                       zero=114, stride=2, pool=True),
         quantize=dict(x=x, scale=0.1),
         dequantize=dict(x=x8, scale=0.1),
         conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),

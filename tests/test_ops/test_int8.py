@@ -110,6 +110,27 @@ def test_what_surrounds_convolutions_equals_its_reference(data):
     assert ((quantized * 0.37 - values.to(dtype)).abs()[within] <= 0.186).all()
 
 
+@compiled
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_the_first_convolution_equals_its_reference(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    n, channels, height, width = draw(0, 1, 2), draw(1, 3, 4), draw(1, 6, 33, 70), draw(1, 9, 40)
+    kernel, stride, pool, zero = draw(1, 3, 7), draw(1, 2), draw(True, False), draw(0, 114, 255)
+    weight, bias, multiplier = args = conv(draw(1, 24, 64, 70), channels, kernel)
+    x = torch.randn(n, channels, height, width)
+    x[..., 0, 0] = draw(float('nan'), float('inf'), -float('inf'), 1)
+    x = draw(x, x.contiguous(memory_format=torch.channels_last), x.double(),
+             x.transpose(2, 3).contiguous().transpose(2, 3))
+    packed = draw(None, ops.pack_stem_int8(*args))
+    y = ops.stem_int8(x, *args, 0.03, zero, stride, pool, packed)
+    expected = ops.stem_int8.reference(x, *args, 0.03, zero, stride, pool)
+    assert torch.equal(y, expected) and y.dtype == torch.uint8
+    assert not n or y.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_quantised_convolutions_are_near_to_those_of_what_they_stand_for():
     """The references against float arithmetic on the values that the integers stand for."""
     x, scale = byte_map(2, 8, 6, 6), 0.02

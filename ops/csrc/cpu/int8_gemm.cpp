@@ -54,15 +54,20 @@ void run(const Int8Gemm& g) {
     for (int64_t row = 0; row < g.rows; row++) run_row(g, row, panel);
 }
 
-void sum_rows(const uint8_t* rows, int64_t count, int64_t channels, int32_t* sums) {
-  for (int64_t r = 0; r < count; r++)
-    for (int64_t c = 0; c < channels; c++) sums[c] += rows[r * channels + c];
+void sum_window(const uint8_t* first, int64_t lines, int64_t apart, int64_t positions,
+                int64_t channels, int32_t* sums) {
+  std::memset(sums, 0, channels * sizeof(int32_t));
+  for (int64_t line = 0; line < lines; line++)
+    for (int64_t i = 0; i < positions * channels; i++)
+      sums[i % channels] += first[line * apart + i];
 }
 
-void quantize(const float* x, float inverse, int64_t size, uint8_t* to) {
+void quantize(const float* x, float inverse, int32_t zero, int64_t size, uint8_t* to) {
+  const float low = static_cast<float>(-zero), high = static_cast<float>(255 - zero);
   for (int64_t i = 0; i < size; i++) {
     const float value = x[i] * inverse;  // NaN compares as false
-    to[i] = value > 0 ? static_cast<uint8_t>(std::nearbyint(value < 255 ? value : 255)) : 0;
+    const float within = value > low ? (value < high ? value : high) : low;
+    to[i] = static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(within)) + zero);
   }
 }
 
@@ -70,7 +75,7 @@ void dequantize(const uint8_t* x, float scale, int64_t size, float* to) {
   for (int64_t i = 0; i < size; i++) to[i] = static_cast<float>(x[i]) * scale;
 }
 
-const Int8Kernels plain = {"plain", 1, run, sum_rows, quantize, dequantize};
+const Int8Kernels plain = {"plain", 1, run, sum_window, quantize, dequantize};
 
 const Int8Kernels& choose() {
 #if defined(__x86_64__) && defined(__GNUC__)

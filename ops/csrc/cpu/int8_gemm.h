@@ -62,10 +62,11 @@ struct Int8Kernels {
   const char* isa;
   int64_t row_tile;  // rows that are multiplied at once
   void (*run)(const Int8Gemm&);
-  // sums[c] += the sum over `count` (at most 256) rows, side by side, of row[c].
-  void (*sum_rows)(const uint8_t* rows, int64_t count, int64_t channels, int32_t* sums);
-  // to[i] = round(x[i] * inverse), cut to 0 to 255; 0 for NaN.
-  void (*quantize)(const float* x, float inverse, int64_t size, uint8_t* to);
+  // sums[c] = the sum over all positions of lines that are `apart` bytes apart.
+  void (*sum_window)(const uint8_t* first, int64_t lines, int64_t apart, int64_t positions,
+                     int64_t channels, int32_t* sums);
+  // to[i] = round(x[i] * inverse) + zero, cut to 0 to 255; 0 for NaN.
+  void (*quantize)(const float* x, float inverse, int32_t zero, int64_t size, uint8_t* to);
   // to[i] = x[i] * scale
   void (*dequantize)(const uint8_t* x, float scale, int64_t size, float* to);
 };

@@ -18,8 +18,9 @@
 namespace laud {
 namespace avx512_vnni {
 void run(const Int8Gemm& g);
-void sum_rows(const uint8_t* rows, int64_t count, int64_t channels, int32_t* sums);
-void quantize(const float* x, float inverse, int64_t size, uint8_t* to);
+void sum_window(const uint8_t* first, int64_t lines, int64_t apart, int64_t positions,
+                int64_t channels, int32_t* sums);
+void quantize(const float* x, float inverse, int32_t zero, int64_t size, uint8_t* to);
 void dequantize(const uint8_t* x, float scale, int64_t size, float* to);
 
 namespace {
@@ -86,32 +87,73 @@ void run(const Int8Gemm& g) {
   }
 }
 
-void sum_rows(const uint8_t* rows, int64_t count, int64_t channels, int32_t* sums) {
-  for (int64_t c = 0; c < channels; c += 64) {
-    const int64_t left = channels - c;
-    const __mmask64 mask = left >= 64 ? ~__mmask64(0) : (__mmask64(1) << left) - 1;
-    __m512i even = _mm512_setzero_si512(), odd = even;  // 256 bytes add up to 16 bits
-    const __m512i bytes = _mm512_set1_epi16(255);
-    for (int64_t r = 0; r < count; r++) {
-      const __m512i row = _mm512_maskz_loadu_epi8(mask, rows + r * channels + c);
-      even = _mm512_add_epi16(even, _mm512_and_si512(row, bytes));
-      odd = _mm512_add_epi16(odd, _mm512_srli_epi16(row, 8));
+namespace {
+
+// Sums of 64 channels, of even and odd ones apart; 256 bytes add up to 16 bits.
+struct Sums {
+  __m512i even, odd;
+
+  void clear() { even = odd = _mm512_setzero_si512(); }
+  void add(__m512i row) {
+    even = _mm512_add_epi16(even, _mm512_and_si512(row, _mm512_set1_epi16(255)));
+    odd = _mm512_add_epi16(odd, _mm512_srli_epi16(row, 8));
+  }
+  void flush(int32_t* to, int64_t channels) {
+    // Channels in order, but for quarters: 8 of each of 4 runs of 16, and the other 8.
+    const __m512i runs[2] = {_mm512_unpacklo_epi16(even, odd), _mm512_unpackhi_epi16(even, odd)};
+    alignas(64) uint16_t halves[2][32];
+    _mm512_store_si512(halves[0], runs[0]);
+    _mm512_store_si512(halves[1], runs[1]);
+    for (int64_t c = 0; c < channels && c < 64; c += 8) {
+      const __mmask8 mask = channels - c >= 8 ? 0xff : (1u << (channels - c)) - 1;
+      const __m256i own = _mm256_cvtepu16_epi32(_mm_load_si128(
+          reinterpret_cast<const __m128i*>(&halves[c / 8 % 2][c / 16 * 8])));
+      _mm256_mask_storeu_epi32(to + c, mask, _mm256_add_epi32(
+          own, _mm256_maskz_loadu_epi32(mask, to + c)));
     }
-    uint16_t both[2][32];
-    _mm512_storeu_si512(both[0], even);
-    _mm512_storeu_si512(both[1], odd);
-    for (int64_t i = 0; i < left && i < 64; i++) sums[c + i] += both[i % 2][i / 2];
+    clear();
+  }
+};
+
+}  // namespace
+
+void sum_window(const uint8_t* first, int64_t lines, int64_t apart, int64_t positions,
+                int64_t channels, int32_t* sums) {
+  constexpr int kVectors = 4, kWidth = 64 * kVectors;
+  for (int64_t c = 0; c < channels; c++) sums[c] = 0;
+  for (int64_t start = 0; start < channels; start += kWidth) {
+    __mmask64 masks[kVectors];
+    Sums own[kVectors];
+    for (int v = 0; v < kVectors; v++) {
+      const int64_t left = channels - start - 64 * v;
+      masks[v] = left >= 64 ? ~__mmask64(0) : left > 0 ? (__mmask64(1) << left) - 1 : 0;
+      own[v].clear();
+    }
+    int64_t count = 0;
+    for (int64_t line = 0; line < lines; line++) {
+      for (int64_t i = 0; i < positions; i++) {
+        const uint8_t* row = first + line * apart + i * channels + start;
+        for (int v = 0; v < kVectors; v++)
+          own[v].add(_mm512_maskz_loadu_epi8(masks[v], row + 64 * v));
+        const bool last = line + 1 == lines && i + 1 == positions;
+        if (++count % 256 && !last) continue;
+        for (int v = 0; v < kVectors; v++)
+          own[v].flush(sums + start + 64 * v, channels - start - 64 * v);
+      }
+    }
   }
 }
 
-void quantize(const float* x, float inverse, int64_t size, uint8_t* to) {
+void quantize(const float* x, float inverse, int32_t zero, int64_t size, uint8_t* to) {
   const __m512 scale = _mm512_set1_ps(inverse);
+  const __m512 low = _mm512_set1_ps(-zero), high = _mm512_set1_ps(255 - zero);
   for (int64_t i = 0; i < size; i += 16) {
     const __mmask16 mask = size - i >= 16 ? 0xffff : (1u << (size - i)) - 1;
     const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), scale);
     // The second operand is taken where one is NaN.
-    const __m512 cut = _mm512_min_ps(_mm512_max_ps(y, _mm512_setzero_ps()), _mm512_set1_ps(255));
-    _mm512_mask_cvtepi32_storeu_epi8(to + i, mask, _mm512_cvtps_epi32(cut));
+    const __m512i cut = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), high));
+    _mm512_mask_cvtepi32_storeu_epi8(to + i, mask,
+                                     _mm512_add_epi32(cut, _mm512_set1_epi32(zero)));
   }
 }
 
@@ -125,7 +167,7 @@ void dequantize(const uint8_t* x, float scale, int64_t size, float* to) {
 }
 
 extern const Int8Kernels kernels;
-const Int8Kernels kernels = {"avx512_vnni", kRows, run, sum_rows, quantize, dequantize};
+const Int8Kernels kernels = {"avx512_vnni", kRows, run, sum_window, quantize, dequantize};
 
 }  // namespace avx512_vnni
 }  // namespace laud

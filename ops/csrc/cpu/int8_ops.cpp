@@ -11,6 +11,9 @@
 #include "int8_gemm.h"
 
 namespace laud {
+
+Tensor pack_int8(const Tensor& weight, const Tensor& bias, const Tensor& multiplier);
+
 namespace {
 
 void check_bytes(const char* name, const Tensor& x) {
@@ -39,6 +42,8 @@ Int8Layout check_int8_conv(const Tensor& weight, const Tensor& bias, const Tenso
   return {kernel * kernel, channels, weight.size(0)};
 }
 
+}  // namespace
+
 Tensor pack_int8(const Tensor& weight, const Tensor& bias, const Tensor& multiplier) {
   TORCH_CHECK(weight.dim() == 4 && weight.size(2) == weight.size(3),
               "weight must be (out, in, k, k), got shape ", weight.sizes());
@@ -65,6 +70,8 @@ Tensor pack_int8(const Tensor& weight, const Tensor& bias, const Tensor& multipl
   }
   return packed;
 }
+
+namespace {
 
 // The packed weights of a convolution, prepared or made now.
 Tensor packed_of(const Int8Layout& layout, const Tensor& weight, const Tensor& bias,
@@ -328,17 +335,9 @@ Tensor patch_mask_int8(const Tensor& x, const Tensor& weight, const Tensor& bias
     std::vector<int32_t> sums(channels);
     for (int64_t p = begin; p < end; p++) {
       const Patch patch = grid.at(p);
-      std::fill(sums.begin(), sums.end(), 0);
-      // Lines as wide as the map follow one another.
-      const bool whole = patch.width == grid.map.width;
-      const int64_t lines = whole ? 1 : patch.height;
-      const int64_t length = patch.height * patch.width / lines;
-      for (int64_t y = 0; y < lines; y++) {
-        const int64_t row = grid.map.row(patch.first.sample, patch.first.y + y, patch.first.x);
-        for (int64_t i = 0; i < length; i += 256)
-          kernels.sum_rows(from + (row + i) * channels, std::min<int64_t>(length - i, 256),
-                           channels, sums.data());
-      }
+      const int64_t row = grid.map.row(patch.first.sample, patch.first.y, patch.first.x);
+      kernels.sum_window(from + row * channels, patch.height, grid.map.width * channels,
+                         patch.width, channels, sums.data());
       double logit = 0;
       for (int64_t c = 0; c < channels; c++) logit += sums[c] * w[c];
       on[p] = !(logit / (patch.height * patch.width) + shift < 0);  // NaN is on
@@ -357,8 +356,8 @@ Tensor quantize(const Tensor& x, double scale) {
   const float* values = from.const_data_ptr<float>();
   uint8_t* to = y.mutable_data_ptr<uint8_t>();
   at::parallel_for(0, from.numel(), 1 << 15, [&](int64_t begin, int64_t end) {
-    int8_kernels().quantize(values + begin, static_cast<float>(1 / scale), end - begin,
-                            to + begin);
+    int8_kernels().quantize(values + begin, static_cast<float>(1 / scale), 0,
+                            end - begin, to + begin);
   });
   return y;
 }
