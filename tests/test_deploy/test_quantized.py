@@ -148,6 +148,19 @@ def test_dead_channels_and_blocks_stay_finite():
     assert signal_to_noise(found, expected) > 15
 
 
+@pytest.mark.parametrize('settings', [dict(deep_stem=True, avg_down=True), dict(style='caffe')],
+                         ids=lambda s: '-'.join(s))
+def test_variants_of_a_resnet_are_quantised_too(settings):
+    net = randomize_norms(LAUDResNet(50, base_channels=8, num_stages=1, strides=(2,),
+                                     dilations=(1,), out_indices=(0,), **settings)).eval()
+    quantized = deploy(net, quantized=measure_scales(net, CALIBRATION))
+    assert (quantized.quantized_stem is None) == ('deep_stem' in settings)
+    x = images(2, 65, 40)
+    with torch.no_grad():
+        (expected,), (found,) = net(x), quantized(x)
+    assert signal_to_noise(found, expected) > 15
+
+
 def test_the_scale_of_what_passes_by_is_that_of_the_input():
     scales = measure_scales(build('LAUDResNet', 'layer'), CALIBRATION)
     assert all(isinstance(own, BlockScales) for own in scales.blocks.values())

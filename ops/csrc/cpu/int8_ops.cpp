@@ -104,7 +104,7 @@ struct Int8Tasks {
   int64_t row_tasks, rows, panel_tasks, panels, piece;
 
   static Int8Tasks of(int64_t rows, const Int8Layout& layout, int64_t row_tile) {
-    constexpr int64_t kPiece = 1 << 19;  // bytes of input that should stay in the cache
+    constexpr int64_t kPiece = 1 << 20;  // bytes of input that should stay in the cache
     const int64_t threads = at::get_num_threads(), panels = layout.panels();
     const int64_t depth = layout.taps * layout.inputs;
     // What every thread reads in full should be the smaller matrix.
