@@ -42,9 +42,10 @@ struct Int8Stem {
 class Band {
  public:
   Band(const Tensor& x, const Int8Stem& s, const int8_t* packed)
-      : x_(x), s_(s), plane_(s.in.width), windows_(s.conv.width * s.inputs() + kCopy, 0),
+      : x_(x), s_(s), plane_(s.in.width),
+        memory_(s.conv.width * s.inputs() + kCopy + kTile, 0), windows_(aligned(memory_.data())),
         lines_(s.pool ? 4 * width() : 0), tallest_(width()), in_(s.conv.width), out_(s.conv.width) {
-    for (int64_t i = 0; i < s.conv.width; i++) in_[i] = windows_.data() + i * s.inputs();
+    for (int64_t i = 0; i < s.conv.width; i++) in_[i] = windows_ + i * s.inputs();
     g_.layout = {1, s.inputs(), s.outputs};
     g_.rows = s.conv.width;
     g_.in = in_.data();
@@ -66,6 +67,10 @@ class Band {
   }
 
  private:
+  // Tiles that cross lines of the cache are slow to load.
+  static uint8_t* aligned(uint8_t* p) {
+    return p + (kTile - reinterpret_cast<uintptr_t>(p) % kTile) % kTile;
+  }
   int64_t width() const { return s_.conv.width * s_.outputs; }
   uint8_t* line(int64_t row) { return lines_.data() + row % 4 * width(); }
 
@@ -96,7 +101,7 @@ class Band {
     const uint8_t* from = padded_.data() + row * s_.stride * s_.pitch();
     const int64_t size = s_.kernel * s_.channels;
     for (int64_t i = 0; i < s_.conv.width; i++) {
-      uint8_t* window = windows_.data() + i * s_.inputs();
+      uint8_t* window = windows_ + i * s_.inputs();
       const uint8_t* corner = from + i * s_.stride * s_.channels;
       // What a copy writes beyond its end is written again, or has weights of 0.
       for (int64_t t = 0; t < s_.kernel; t++)
@@ -125,7 +130,9 @@ class Band {
 
   const Tensor& x_;
   const Int8Stem& s_;
-  std::vector<uint8_t> padded_, plane_, windows_, lines_, tallest_;
+  std::vector<uint8_t> padded_, plane_, memory_;
+  uint8_t* windows_;
+  std::vector<uint8_t> lines_, tallest_;
   std::vector<const uint8_t*> in_;
   std::vector<uint8_t*> out_;
   Int8Gemm g_;
