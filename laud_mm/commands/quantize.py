@@ -74,7 +74,9 @@ def backbone_inputs(cfg: Any, files: list[Path]) -> Iterator[Tensor]:
     steps = copy.deepcopy(cfg.test_dataloader.dataset.pipeline)
     # Annotations are of the set.
     pipeline = Compose([step for step in steps if 'Annotations' not in type_name(step)])
-    preprocessor = MODELS.build(cfg.model.get('data_preprocessor') or cfg.data_preprocessor)
+    settings = dict(cfg.model.get('data_preprocessor') or cfg.data_preprocessor)
+    settings.setdefault('type', 'mmpretrain.ClsDataPreprocessor')  # what mmpretrain's models take
+    preprocessor = MODELS.build(settings)
     for path in files:
         data = pseudo_collate([pipeline(dict(img_path=str(path)))])
         with torch.no_grad():

@@ -178,7 +178,7 @@ class QuantizedBackbone(DeployedBackbone):
 
     def __init__(self, deployed: DeployedBackbone, scales: Scales):
         stages: Any = deployed.stages
-        blocks = [[QuantizedBlock(block, scales.of(block.shape.name)) for block in stage]
+        blocks: Any = [[QuantizedBlock(block, scales.of(block.shape.name)) for block in stage]
                   for stage in stages]
         super().__init__(deployed.stem, blocks, deployed.out_indices, deployed.dtype,
                          deployed.with_decisions)
