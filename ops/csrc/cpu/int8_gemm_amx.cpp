@@ -1,10 +1,8 @@
 // Int8Gemm by the tiles of AMX: 16 rows x 64 inputs times 64 inputs x 16 columns at once.
 //
 // Tiles are aligned to lines of the cache wherever that is up to us: loads of others take six
-// times as long. Two tiles of rows by two of columns are summed up together. A tile of rows is read where
-// it lies if its rows are equally far apart; else it is copied, once for all columns. Where
-// there are many inputs, all rows pass over so many of them as keep weights in the first-level
-// cache, with sums in memory between.
+// times as long. Two tiles of rows by two of columns are summed up together. A tile of rows is
+// read where it lies if its rows are equally far apart; else it is copied, once for all columns.
 #include "int8_gemm.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
@@ -123,48 +121,20 @@ class Blocks {
   uint8_t* copied_;
 };
 
-// Inputs that are summed up in one pass over the rows: of some taps, steps of 64.
-struct Piece {
-  int64_t first_tap, last_tap, first, last;
-};
-
-// Cuts all inputs into pieces.
-class Pieces {
- public:
-  explicit Pieces(const Int8Layout& l) : taps_(l.taps), steps_(l.inputs / kInputs) {
-    constexpr int64_t kSteps = 12;  // 2 KiB of weights each
-    parts_ = (steps_ + kSteps - 1) / kSteps;
-    part_ = (steps_ + parts_ - 1) / parts_;
-    group_ = parts_ > 1 ? 1 : kSteps / steps_;
-  }
-  int64_t count() const { return (taps_ + group_ - 1) / group_ * parts_; }
-  Piece at(int64_t i) const {
-    const int64_t tap = i / parts_ * group_, first = i % parts_ * part_;
-    return {tap, least(tap + group_, taps_), first, least(first + part_, steps_)};
-  }
-
- private:
-  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-  int64_t taps_, steps_, parts_, part_, group_;
-};
-
-// Adds a piece to sums of `Tiles` (1 or 2) blocks of rows and 32 columns, at `from` and `to`
-// [16 * Tiles][64]; `apart` is the distance in bytes of rows of `from`, or 0 for a bias.
+// Sums of `Tiles` (1 or 2) blocks of rows and 32 columns, to `sums` [16 * Tiles][64].
 template <int Tiles>
-inline void multiply(const Piece& p, const Rows* low, const Rows* high, int64_t steps,
-                     const int8_t* panel, const int32_t* from, int64_t apart, int32_t* to) {
-  _tile_loadd(0, from, apart);
-  _tile_loadd(1, from + 16, apart);
+inline void multiply(const Int8Gemm& g, const Rows* low, const Rows* high, const int32_t* bias,
+                     const int8_t* weight, int32_t* sums) {
+  _tile_loadd(0, bias, 0);  // the same in every row
+  _tile_loadd(1, bias + 16, 0);
   if (Tiles == 2) {
-    const int32_t* next = apart ? from + kRows * kPanel : from;
-    _tile_loadd(2, next, apart);
-    _tile_loadd(3, next + 16, apart);
+    _tile_loadd(2, bias, 0);
+    _tile_loadd(3, bias + 16, 0);
   }
-  for (int64_t t = p.first_tap; t < p.last_tap; t++) {
-    const uint8_t* a = low[t].first + p.first * low[t].next;
-    const uint8_t* b = Tiles == 2 ? high[t].first + p.first * high[t].next : nullptr;
-    const int8_t* weight = panel + (t * steps + p.first) * kInputs * kPanel;
-    for (int64_t k = p.first; k < p.last; k++) {
+  for (int64_t t = 0; t < g.layout.taps; t++) {
+    const uint8_t* a = low[t].first;
+    const uint8_t* b = Tiles == 2 ? high[t].first : nullptr;
+    for (int64_t k = 0; k < g.layout.inputs; k += kInputs) {
       _tile_loadd(6, weight, 4 * kPanel);
       _tile_loadd(4, a, low[t].apart);
       _tile_dpbusd(0, 4, 6);
@@ -180,80 +150,42 @@ inline void multiply(const Piece& p, const Rows* low, const Rows* high, int64_t 
       weight += kInputs * kPanel;
     }
   }
-  _tile_stored(0, to, 4 * kPanel);
-  _tile_stored(1, to + 16, 4 * kPanel);
+  constexpr int64_t apart = 4 * kPanel;
+  _tile_stored(0, sums, apart);
+  _tile_stored(1, sums + 16, apart);
   if (Tiles == 2) {
-    _tile_stored(2, to + kRows * kPanel, 4 * kPanel);
-    _tile_stored(3, to + kRows * kPanel + 16, 4 * kPanel);
+    _tile_stored(2, sums + kRows * kPanel, apart);
+    _tile_stored(3, sums + kRows * kPanel + 16, apart);
   }
 }
-
-class Run {
- public:
-  explicit Run(const Int8Gemm& g)
-      : g_(g), blocks_(g), pieces_(g.layout), steps_(g.layout.inputs / kInputs) {}
-
-  void panel(int64_t index, int32_t* sums) {
-    const auto panel = Int8Panel::of(g_, index);
-    const Finish finish(g_, index, panel.multiplier);
-    const int64_t columns = g_.columns_of(index);
-    const bool whole = pieces_.count() == 1;
-    for (int64_t i = 0; i < pieces_.count(); i++) {
-      if (whole) {
-        for (int64_t block = 0; block < blocks_.count(); block += 2) {
-          for (int64_t half = 0; half < columns; half += 32)
-            multiply_pair(pieces_.at(i), block, half, panel, true, sums);
-          finish_pair(finish, block, sums);
-        }
-        continue;
-      }
-      for (int64_t half = 0; half < columns; half += 32)
-        for (int64_t block = 0; block < blocks_.count(); block += 2)
-          multiply_pair(pieces_.at(i), block, half, panel, i == 0, sums + block * kBlock);
-    }
-    if (whole) return;
-    for (int64_t block = 0; block < blocks_.count(); block += 2)
-      finish_pair(finish, block, sums + block * kBlock);
-  }
-
-  // Values of sums that a panel needs.
-  int64_t sums() const { return pieces_.count() == 1 ? 2 * kBlock : (blocks_.count() + 1) * kBlock; }
-
- private:
-  static constexpr int64_t kBlock = kRows * kPanel;
-
-  void multiply_pair(const Piece& piece, int64_t block, int64_t half, const Int8Panel& panel,
-                     bool first, int32_t* sums) const {
-    const bool two = block + 1 < blocks_.count();
-    const auto sum = two ? multiply<2> : multiply<1>;
-    sum(piece, blocks_.taps_of(block), two ? blocks_.taps_of(block + 1) : nullptr, steps_,
-        panel.weight + 4 * half, first ? panel.bias + half : sums + half,
-        first ? 0 : 4 * kPanel, sums + half);
-  }
-  void finish_pair(const Finish& finish, int64_t block, const int32_t* sums) const {
-    const int64_t first = block * kRows;
-    const int64_t last = first + 2 * kRows < g_.rows ? first + 2 * kRows : g_.rows;
-    for (int64_t row = first; row < last; row++, sums += kPanel)
-      finish.row(row, _mm512_loadu_si512(sums), _mm512_loadu_si512(sums + 16),
-                 _mm512_loadu_si512(sums + 32), _mm512_loadu_si512(sums + 48));
-  }
-
-  const Int8Gemm& g_;
-  const Blocks blocks_;
-  const Pieces pieces_;
-  int64_t steps_;
-};
 
 void run(const Int8Gemm& g) {
   if (g.layout.inputs % kInputs || g.rows < kLeastRows) return avx512_vnni::run(g);
   alignas(64) const TileConfig config;
   _tile_loadconfig(&config);
-  Run run(g);
-  alignas(64) int32_t few[2 * kRows * kPanel];
-  const bool fits = run.sums() <= 2 * kRows * kPanel;
-  int32_t* sums = fits ? few : aligned<int32_t>(run.sums());
-  for (int64_t panel = g.first_panel; panel < g.last_panel; panel++) run.panel(panel, sums);
-  if (!fits) free(sums);
+  const Blocks blocks(g);
+  alignas(64) int32_t sums[2 * kRows * kPanel];
+  for (int64_t index = g.first_panel; index < g.last_panel; index++) {
+    const auto panel = Int8Panel::of(g, index);
+    const Finish finish(g, index, panel.multiplier);
+    const int64_t columns = g.columns_of(index);
+    for (int64_t block = 0; block < blocks.count(); block += 2) {
+      const bool two = block + 1 < blocks.count();
+      const Rows* low = blocks.taps_of(block);
+      const Rows* high = two ? blocks.taps_of(block + 1) : nullptr;
+      for (int64_t half = 0; half < columns; half += 32) {
+        const auto sum = two ? multiply<2> : multiply<1>;
+        sum(g, low, high, panel.bias + half, panel.weight + 4 * half, sums + half);
+      }
+      const int64_t first = block * kRows;
+      const int64_t last = first + 2 * kRows < g.rows ? first + 2 * kRows : g.rows;
+      for (int64_t row = first; row < last; row++) {
+        const int32_t* from = sums + (row - first) * kPanel;
+        finish.row(row, _mm512_load_si512(from), _mm512_load_si512(from + 16),
+                   _mm512_load_si512(from + 32), _mm512_load_si512(from + 48));
+      }
+    }
+  }
   _tile_release();
 }
 
