@@ -112,10 +112,18 @@ def conv_map(x, weight, bias, stride=1, dilation=1, groups=1, **kwargs):
     return 2 * x.shape[0] * area * weight.numel()
 
 
+def stem_conv(x, weight, bias, stride, pool, **kwargs):
+    return conv_map(x, weight, bias, stride)
+
+
+def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, **kwargs):
+    return conv_map(x, weight, bias, stride)
+
+
 FORMULAS = {f.__name__: f for f in (
-    conv_map, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, excite_patches_, patch_mask,
-    masker_conv1x1, conv1x1_positions_int8, shortcut_int8, conv3x3_patches_int8,
-    conv1x1_add_patches_int8_, patch_mask_int8)}
+    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
+    excite_patches_, patch_mask, masker_conv1x1, conv1x1_positions_int8, shortcut_int8,
+    conv3x3_patches_int8, conv1x1_add_patches_int8_, patch_mask_int8, stem_int8)}
 
 
 def register():

@@ -18,6 +18,7 @@ import torch
 _FOLDER = Path(__file__).resolve().parent
 _LIBRARY = torch.library.Library('laud_mm', 'DEF')
 _BACKENDS = ('auto', 'reference', 'compiled')
+_ISAS = ('amx', 'avx512_bf16', 'avx512', 'avx2', 'baseline')
 _REBUILD = 'rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps` ' \
     'on the checkout, or run with LAUD_MM_OPS=reference'
 _state = SimpleNamespace(loaded=False, references=False)
@@ -77,17 +78,25 @@ def load():
     """Load the extension and fill what it does not hold with references.
 
     Raises:
-        ValueError: If LAUD_MM_OPS is none of 'auto', 'reference' and 'compiled'.
+        ValueError: If LAUD_MM_OPS is none of 'auto', 'reference' and 'compiled', or LAUD_MM_ISA
+            no instruction set that there are kernels for.
         ImportError: If the extension was built for another torch or compiler, or
             LAUD_MM_OPS=compiled and there is none.
     """
     backend = os.environ.get('LAUD_MM_OPS', 'auto')
     if backend not in _BACKENDS:
         raise ValueError(f'LAUD_MM_OPS must be one of {", ".join(_BACKENDS)}, got {backend!r}')
+    isa = os.environ.get('LAUD_MM_ISA')
+    if isa is not None and isa not in _ISAS:
+        raise ValueError(f'LAUD_MM_ISA must be one of {", ".join(_ISAS)}, got {isa!r}')
     path = extension_path()
     if backend != 'reference' and path is not None:
         _load_extension(path)
         _state.loaded = True
+        found = torch.ops.laud_mm_build.cpu_isa()
+        if isa not in (None, found):
+            warnings.warn(f'LAUD_MM_ISA={isa}, which this CPU has not: its kernels run {found}',
+                          stacklevel=2)
     elif backend == 'compiled':
         raise ImportError('LAUD_MM_OPS=compiled, but the compiled operations are missing: '
                           + _REBUILD)
@@ -123,7 +132,7 @@ def has_kernel(device):
 def has_dot_products(x):
     """Whether the kernels multiply a tensor's half type as it is, instead of widening it."""
     return (x.dtype == torch.bfloat16 and x.device.type == 'cpu' and has_kernel('cpu')
-            and torch.ops.laud_mm_build.cpu_isa() == 'avx512_bf16')
+            and torch.ops.laud_mm_build.cpu_isa() in ('avx512_bf16', 'amx'))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def _strided(size, stride):
     return tuple((n - 1) // stride + 1 for n in size)
 
 
-_VECTOR_BYTES = dict(avx512_bf16=64, avx512=64, avx2=32, baseline=16)
+_VECTOR_BYTES = dict(amx=64, avx512_bf16=64, avx512=64, avx2=32, baseline=16)
 
 
 def _fake_pack(weight, bias, groups=1, products=1):
@@ -151,11 +151,11 @@ def _fake_patches(y, index, count, weight, bias, granularity, stride=1, *_, **__
 
 @op('(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, int granularity, '
     'int stride=1, int dilation=1, int groups=1, Tensor? channel_index=None, '
-    'Tensor? channel_count=None, int group_size=1, Tensor? packed=None, bool winograd=False) '
-    '-> Tensor', fake=_fake_patches)
+    'Tensor? channel_count=None, int group_size=1, Tensor? packed=None, bool winograd=False, '
+    'Tensor? shifts=None) -> Tensor', fake=_fake_patches)
 def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilation=1, groups=1,
                     channel_index=None, channel_count=None, group_size=1, packed=None,
-                    winograd=False):
+                    winograd=False, shifts=None):
     """Gather, 3x3 convolution (padded by its dilation) and ReLU on listed patches.
 
     Only positions of `y` inside the windows of those patches are read.
@@ -176,6 +176,9 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
         packed (Tensor | None): Prepared weights.
         winograd (bool): `packed` is of `pack_winograd`; for stride, dilation and
             groups of 1, all channels.
+        shifts (Tensor | None): (N, C', 9), what each tap of a window adds where it lies inside
+            the map: left by input channels that are constant and not read. With
+            `channel_index` and one group only.
 
     Returns:
         Tensor: (len(index), S * S, C'), patch by patch (S x S cut to the map's
@@ -193,13 +196,26 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
     # Half types of narrow maps with a stride come out of oneDNN as garbage (torch 2.11, CPU).
     half = y.device.type == 'cpu' and y.dtype in (torch.float16, torch.bfloat16)
     windows, weight, bias = (t.float() if half else t for t in (windows, weight, bias))
-    rows = F.conv2d(windows, weight, bias, stride, 0, dilation, groups).to(y.dtype)
+    rows = F.conv2d(windows, weight, bias, stride, 0, dilation, groups)
+    if shifts is not None:
+        rows = rows + _inside_shifts(y, index[:int(count)].long(), size, granularity, stride,
+                                     dilation, shifts.to(rows.dtype))
+    rows = rows.to(y.dtype)
     rows = F.relu(rows.permute(0, 2, 3, 1).reshape(-1, len(weight)))
     if channel_index is not None:
         rows = to_compact(rows, samples, mask)
     out = rows.new_zeros(len(index), area, len(weight))
     out[:len(flat)] = rows.view(-1, area, len(weight))
     return out
+
+
+def _inside_shifts(y, patches, size, granularity, stride, dilation, shifts):
+    """What `shifts` of taps inside the map add to patches: (P, C', S, S)."""
+    ones = _windows(torch.ones_like(y[:, :1]), patches, size, granularity, stride, dilation)
+    taps = torch.eye(9, dtype=shifts.dtype, device=y.device).view(9, 1, 3, 3)
+    inside = F.conv2d(ones.to(shifts.dtype), taps, None, stride, 0, dilation)
+    grid = patch_grid(size, granularity)
+    return torch.einsum('pthw,pct->pchw', inside, shifts[patches // (grid[0] * grid[1])])
 
 
 def _windows(y, patches, size, granularity, stride, dilation):
@@ -220,9 +236,10 @@ def _windows(y, patches, size, granularity, stride, dilation):
 
 @op('(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, Tensor count, Tensor weight, '
     'Tensor bias, int granularity, Tensor? channel_index=None, Tensor? channel_count=None, '
-    'int group_size=1, Tensor? packed=None) -> ()')
+    'int group_size=1, Tensor? packed=None, Tensor? shifts=None) -> ()')
 def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity,
-                         channel_index=None, channel_count=None, group_size=1, packed=None):
+                         channel_index=None, channel_count=None, group_size=1, packed=None,
+                         shifts=None):
     """1x1 convolution, scatter, add and ReLU: out = relu(identity + conv(rows)) on patches.
 
     Positions of patches that are not listed stay as they are in `out`. Where
@@ -241,6 +258,8 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
         channel_count (Tensor | None): (N,) int32.
         group_size (int): G.
         packed (Tensor | None): Prepared weights.
+        shifts (Tensor | None): (N, C'), added to the bias of each sample. With `channel_index`
+            only.
 
     Returns:
         Tensor: What was written to.
@@ -252,5 +271,7 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
         mask = channel_mask(channel_index, channel_count, group_size)
         values = from_compact(values, flat // (size[0] * size[1]), mask)
     values = F.linear(values, weight.flatten(1), bias)
+    if shifts is not None:
+        values = values + shifts[flat // (size[0] * size[1])].to(values.dtype)
     values = F.relu(_rows(identity)[flat] + values)
     out.permute(0, 2, 3, 1).view(-1, out.shape[1]).index_copy_(0, flat, values.to(out.dtype))

@@ -1,12 +1,14 @@
 """The first convolution of a net, on an image's few channels."""
 import torch.nn.functional as F
 
-from .library import op
+from .library import has_dot_products, op
 from .patch_conv import _strided, pack_conv
 
 
 def pack_stem(weight, bias):
     """Lay out weights (out, C, k, k) for `stem_conv` on this machine's CPU: opaque."""
+    if has_dot_products(weight):  # pairs of channels, or the rows of windows would lie unevenly
+        weight = F.pad(weight, (0, 0, 0, 0, 0, weight.shape[1] % 2))
     # A row of a window is contiguous in a channels-last image: k taps of k * C inputs.
     rows = weight.permute(0, 3, 1, 2).reshape(len(weight), -1, weight.shape[2], 1)
     return pack_conv(rows.contiguous(), bias)

@@ -24,12 +24,12 @@ TORCH_LIBRARY(laud_mm, m) {
       "conv3x3_patches(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, "
       "int granularity, int stride=1, int dilation=1, int groups=1, Tensor? "
       "channel_index=None, Tensor? channel_count=None, int group_size=1, Tensor? "
-      "packed=None, bool winograd=False) -> Tensor");
+      "packed=None, bool winograd=False, Tensor? shifts=None) -> Tensor");
   m.def(
       "conv1x1_add_patches_(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, "
       "Tensor count, Tensor weight, Tensor bias, int granularity, Tensor? "
       "channel_index=None, Tensor? channel_count=None, int group_size=1, Tensor? "
-      "packed=None) -> ()");
+      "packed=None, Tensor? shifts=None) -> ()");
   m.def(
       "patch_mask(Tensor x, Tensor weight, Tensor bias, int window) -> Tensor");
   m.def(

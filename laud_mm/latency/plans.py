@@ -60,7 +60,9 @@ class BlockTimes:
 
 
 class ExecutionPlan:
-    """Base: chooses between the programs of a block.
+    """Chooses between the programs of a block; the base by what is known of every network.
+
+    That is where channel skipping stops to pay on a CPU, see `Program.break_even`.
 
     Attributes:
         expected_rate (float): The share of units on that a GPU's choice rests on.
@@ -68,34 +70,33 @@ class ExecutionPlan:
     expected_rate: float = 0.5
 
     def times(self, case: Case) -> BlockTimes | None:
-        """What is known about a case; None: nothing."""
-        raise NotImplementedError
+        """What was measured or predicted of a case; None: nothing."""
 
     def fits(self, x: Any) -> bool:
         """Whether the plan is about tensors like x."""
-        raise NotImplementedError
+        return True
 
     def route(self, case: Case) -> Any:
         """The fastest route that skips; None: the default one."""
         times = self.times(case)
         return times and times.route
 
-    def skips(self, case: Case, decision: Any, x: Any) -> bool:
+    def skips(self, case: Case, program: Program, decision: Any, x: Any) -> bool:
         """Whether skipping is the faster way to run a block. Does not synchronise.
 
-        On a CPU the share that is really on decides, on a GPU the expected one. A block
-        that the plan does not know skips.
+        On a CPU the share that is really on decides, on a GPU the expected one.
         """
         times = self.times(case) if self.fits(x) else None
-        if times is None:
-            return True
+        pays = times.break_even if times else program.break_even
+        if pays in (0, 1):  # whatever is on
+            return pays == 1
         if x.is_cuda:
-            return self.expected_rate ** len(decision.masks()) <= times.break_even
-        return active_share(decision) <= times.break_even
+            return self.expected_rate ** len(decision.masks()) <= pays
+        return active_share(decision) <= pays
 
     def after_decision(self, case: Case, program: Program, decision: Any, x: Any) -> Program:
         """The program that goes on, now that it is known what is on."""
-        if not case.shape.paradigms or self.skips(case, decision, x):
+        if not case.shape.paradigms or self.skips(case, program, decision, x):
             return program
         masks = decision.masks()
         if not x.is_cuda:  # to look would synchronise there

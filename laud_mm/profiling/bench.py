@@ -252,7 +252,7 @@ def dense_blocks(net, x, cost):
     """Names of the blocks that a plan makes dense for the decisions of an `ActivationCost`."""
     decisions = dict(zip(cost.names, cost.decisions))
     return [block.shape.name for block, y in block_inputs(net, x)
-            if not net.plan.skips(block.case(y), decisions[block.shape.name], y)]
+            if not net.plan.skips(*block.program(y, plan=net.plan), decisions[block.shape.name], y)]
 
 
 def mean_rates(rates):

@@ -30,7 +30,7 @@ class OneRoute(ExecutionPlan):
     def route(self, case):
         return self._route
 
-    def skips(self, case, decision, x):
+    def skips(self, case, program, decision, x):
         return True
 
     def fits(self, x):

@@ -12,6 +12,8 @@ MASKS = 'masks'  # the loop over the channel masks of a batch
 # Multiply-adds that reading a value in a pass of its own is worth, where masker and conv1
 # could read it together: measured on a CPU, see docs/ops.md.
 PASS_MACS = dict(cpu=8, cuda=64)
+# Shares of active units beyond which a CPU is faster with everything, measured: see docs/ops.md.
+BREAK_EVEN = dict(picked=0.8, sliced=0.0, grouped=0.9)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def routes(case: Case) -> tuple[BottleneckRoute, ...]:
 def can_pick(case: Case) -> bool:
     """Whether kernels pick each sample's channels."""
     shape = case.shape
-    plain = shape.groups == 1 and not shape.se_channels
-    return case.kernels and not shape.mask_before_norm and (case.device == 'cpu' or plain)
+    plain = shape.groups == 1 and not shape.se_channels and not shape.mask_before_norm
+    return case.kernels and (case.device == 'cpu' or plain)
 
 
 def can_fuse(case: Case) -> bool:
@@ -123,7 +125,12 @@ class _Steps:
             return Program(self.route, (Step('block'),), self.removed())
         if self.route.compute == 'dense':
             return Program(self.route, self.deciding(), self.dense())
-        return Program(self.route, self.deciding(), self.listed())
+        return Program(self.route, self.deciding(), self.listed(), self.break_even())
+
+    def break_even(self):
+        known = self.case.device == 'cpu' and self.case.kernels and not self.case.gradients
+        kind = self.route.channels or ('grouped' if self.shape.groups > 1 else '')
+        return BREAK_EVEN.get(kind, 1.0) if known else 1.0
 
     def deciding(self):
         shape, conv1 = self.shape, self.ops['conv1']
@@ -233,6 +240,9 @@ class _Steps:
         if sliced and shape.groups > 1:
             steps.append(self.step('spread_channels', 'spread', self.ops['conv2'],
                                    when='spread'))
+        if picked and shape.mask_before_norm:
+            steps.append(self.step('shift_channels', 'shift', self.ops['conv2'],
+                                   units=shape.out_channels))
         conv2 = f'{kind}3x3'
         if shape.groups > 1:
             conv2 += '_grouped'

@@ -37,11 +37,16 @@ class BlockSpec:
         Args:
             rates (Rates | None): Scalars; None: always on.
             batch (int): Images.
-            route: Of the block's routes; default: the case's own.
+            route: Of the block's routes; default: the case's own, or the dense one beyond its
+                `Program.break_even`.
             **case: More fields of `Case`.
         """
         own = Case(self.shape, self.in_size, batch, **case)
         program: Program = self.shape.program(own, route)
+        active = 1.0 if rates is None else rates.unit
+        if route is None and active > program.break_even:
+            masks = () if active == 1 else self.shape.masks
+            program = self.shape.program(own, self.shape.dense_route(masks))
         return program.calls(self.shape.expected_work(own, program.route, rates), self.name)
 
     def static_calls(self, batch: int, **case: Any) -> list[StepCall]:

@@ -69,10 +69,13 @@ class Program:
         route: How the block is computed; a frozen dataclass of its family.
         deciding (tuple[Step, ...]): Steps that run before the decision is known.
         computing (tuple[Step | Loop, ...]): The steps after it.
+        break_even (float): Share of active units beyond which the dense route is known to be
+            faster, whatever the network; 1 where nothing is known.
     """
     route: Any
     deciding: tuple[Step, ...]
     computing: tuple[Step | Loop, ...] = field(default=())
+    break_even: float = 1.0
 
     def calls(self, work: Mapping[str, Sequence[Work]], block: str = '') -> list[StepCall]:
         """The steps at the work of a decision, or at expected work.

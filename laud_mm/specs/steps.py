@@ -265,6 +265,9 @@ STEP_KINDS: dict[str, StepKind] = dict(
     picked1x1_add=StepKind(
         ('rows', 'inputs', 'outputs', 'samples'), lambda s, w: (*_patch_conv(s, w), w.computing),
         calls=('conv1x1_add_patches_',)),
+    # What channels that are off add, where masks come before norms.
+    shift_channels=StepKind(('samples', 'width', 'outer'),
+                            lambda s, w: (w.samples, s.op.in_channels, s.units)),
     # Weights sliced for every mask that occurs.
     split_masks=StepKind(('samples', 'groups'), lambda s, w: (w.samples, s.units)),
     take_samples=StepKind(('rows', 'channels'), _map),

@@ -35,7 +35,7 @@ class UpTo(ExecutionPlan):
     def times(self, case):
         return None
 
-    def skips(self, case, decision, x):
+    def skips(self, case, program, decision, x):
         self.asked.append(case)
         return self.limit is None or active_share(decision) <= self.limit
 
@@ -160,9 +160,10 @@ def test_on_a_gpu_the_expected_rate_decides_and_nothing_is_read(make_net):
     case = Case(make_net(paradigm='both').blocks()[0].shape, (16, 16), 2, 'cuda')
     unread = torch.empty(2, 4, device='meta')  # to read it is an error
     decision, plan = Decision(patches=unread, channels=unread), Known()
-    assert plan.skips(case, decision, Cuda())  # 0.6 of the patches, 0.6 of the channels
+    program = case.shape.program(case)
+    assert plan.skips(case, program, decision, Cuda())  # 0.6 of the patches, 0.6 of the channels
     plan.limit = 0.3
-    assert not plan.skips(case, decision, Cuda())
+    assert not plan.skips(case, program, decision, Cuda())
 
 
 @pytest.mark.parametrize('skipping_ms, expected', [
@@ -202,7 +203,7 @@ def test_a_plan_survives_its_file_and_knows_each_block(plan, plan_file, monkeypa
     assert {case.batch for case in plan.blocks} == {1, 2}
     found = []
     times = MeasuredPlan.times
-    monkeypatch.setattr(MeasuredPlan, 'skips', lambda self, case, decision, x: (
+    monkeypatch.setattr(MeasuredPlan, 'skips', lambda self, case, program, decision, x: (
         found.append(times(self, case) is not None), True)[1])
     with torch.no_grad():
         net(torch.randn(2, 3, 64, 64))

@@ -93,7 +93,7 @@ def read_conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, c
 
 def read_conv3x3_patches(y, index, count, weight, bias, side, stride=1, dilation=1, groups=1,
                          channel_index=None, channel_count=None, group_size=1, packed=None,
-                         winograd=False):
+                         winograd=False, shifts=None):
     size = tuple((n - 1) // stride + 1 for n in y.shape[2:])
     rows = int(count) * _area(size, side)
     if channel_index is not None:
@@ -113,7 +113,8 @@ def read_conv3x3_patches(y, index, count, weight, bias, side, stride=1, dilation
 
 
 def read_conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, side,
-                              channel_index=None, channel_count=None, group_size=1, packed=None):
+                              channel_index=None, channel_count=None, group_size=1, packed=None,
+                              shifts=None):
     listed = int(count) * _area(out.shape[2:], side)
     if channel_index is None:
         return [('rows1x1_add', (listed, weight.shape[1], len(weight)))]

@@ -52,6 +52,7 @@ def sample_arguments():
         quantize=dict(x=x, scale=0.1),
         dequantize=dict(x=x8, scale=0.1),
         conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),
+        stem_conv=dict(x=x, weight=weight2, bias=bias, stride=2, pool=True),
         max_pool=dict(x=x, kernel_size=3, stride=2),
         average_pool=dict(x=x, kernel_size=2),
         rectify_=dict(y=x.clone()),

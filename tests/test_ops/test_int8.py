@@ -180,7 +180,7 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-m', 'not slow', *sys.arg
 
 @compiled
 @pytest.mark.slow
-@pytest.mark.parametrize('asked, isa', [('avx512_vnni', 'avx512_vnni'), ('avx512', 'plain')])
+@pytest.mark.parametrize('asked, isa', [('avx512_bf16', 'avx512_vnni'), ('avx512', 'plain')])
 def test_other_instruction_sets_give_the_same_integers(asked, isa):
     if isa != 'plain' and torch.ops.laud_mm_build.int8_isa() == 'plain':
         pytest.skip('this CPU has no AVX512-VNNI')

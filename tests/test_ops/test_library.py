@@ -96,6 +96,35 @@ def test_an_unknown_backend_is_refused(monkeypatch):
         library.load()
 
 
+def test_an_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv('LAUD_MM_ISA', 'sse')
+    with pytest.raises(ValueError, match="LAUD_MM_ISA must be one of amx, .*got 'sse'"):
+        library.load()
+
+
+@compiled
+def test_an_instruction_set_that_the_cpu_lacks_is_said_and_another_runs():
+    lacking = [isa for isa in library._ISAS if isa not in offered()]
+    if not lacking:
+        pytest.skip('this CPU has all of them')
+    done = subprocess.run([sys.executable, '-c', 'import laud_mm.ops'], cwd=ROOT, text=True,
+                          env=dict(os.environ, LAUD_MM_ISA=lacking[0]), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert f'LAUD_MM_ISA={lacking[0]}, which this CPU has not: its kernels run' in done.stderr
+
+
+def offered():
+    """The instruction sets that this CPU runs, found by asking for each."""
+    found = set()
+    for isa in library._ISAS:
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', 'import torch\nfrom laud_mm import ops\n'
+             'print(torch.ops.laud_mm_build.cpu_isa())'], cwd=ROOT, text=True,
+            env=dict(os.environ, LAUD_MM_ISA=isa), capture_output=True)
+        found.add(done.stdout.strip())
+    return found
+
+
 ON_ISA = """
 import sys, pytest, torch
 from laud_mm import ops
@@ -106,13 +135,17 @@ sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[2:]]))
 
 @compiled
 @pytest.mark.slow
-@pytest.mark.parametrize('isa', ['avx512', 'avx2', 'baseline'])
+@pytest.mark.parametrize('isa', ['avx512_bf16', 'avx512', 'avx2', 'baseline'])
 def test_parity_holds_on_narrower_instruction_sets(isa):
     if isa == 'avx512' and torch.backends.cpu.get_cpu_capability() != 'AVX512':
         pytest.skip('this CPU has no AVX-512')
     if isa == 'avx2' and torch.backends.cpu.get_cpu_capability() not in ('AVX2', 'AVX512'):
         pytest.skip('this CPU has no AVX2')
-    files = [ROOT / 'tests' / 'test_ops' / name for name in ('test_parity.py', 'test_leaks.py')]
+    if isa == 'avx512_bf16' and not ops.has_dot_products(torch.zeros(1, dtype=torch.bfloat16)):
+        pytest.skip('this CPU has no AVX512-BF16')
+    names = ('test_dot_products.py',) if isa == 'avx512_bf16' else ('test_parity.py',
+                                                                    'test_leaks.py')
+    files = [ROOT / 'tests' / 'test_ops' / name for name in names]
     done = subprocess.run([sys.executable, '-c', ON_ISA, isa, *map(str, files)], cwd=ROOT,
                           env=dict(os.environ, LAUD_MM_ISA=isa), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

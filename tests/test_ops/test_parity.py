@@ -67,14 +67,18 @@ def test_the_convolutions_of_a_block_equal_their_references(data):
     conv2 = random_conv(middle, middle, 3, dtype, groups)
     args = (index, count, *conv2, s, stride2, dilation, groups)
     packed = draw(None, FoldedConv(*conv2, groups).packed_for(channels.get('group_size', 0)))
-    rows = ops.conv3x3_patches(y, *args, **channels, packed=packed)
-    rows_expected = ops.conv3x3_patches.reference(y_expected, *args, **channels)
+    shifted = picks and groups == 1 and draw(True, False)
+    shifts = [torch.randn(n, *size, dtype=dtype) if shifted else None
+              for size in ((middle, 9), (outputs,))]
+    rows = ops.conv3x3_patches(y, *args, **channels, packed=packed, shifts=shifts[0])
+    rows_expected = ops.conv3x3_patches.reference(y_expected, *args, **channels, shifts=shifts[0])
     conv3 = random_conv(outputs, middle, 1, dtype)
     identity = channels_last(torch.randn(n, outputs, *out, dtype=dtype))
     actual, expected = identity.clone(), identity.clone()
-    ops.conv1x1_add_patches_(actual, identity, rows, index, count, *conv3, s, **channels)
+    ops.conv1x1_add_patches_(actual, identity, rows, index, count, *conv3, s, **channels,
+                             shifts=shifts[1])
     ops.conv1x1_add_patches_.reference(expected, identity, rows_expected, index, count, *conv3, s,
-                                       **channels)
+                                       **channels, shifts=shifts[1])
     assert_close(actual, expected, dtype)
 
 

@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laud_mm import ops
+from laud_mm.latency.plans import ExecutionPlan
 from laud_mm.models.dynamic import (
     ActivationRecord,
     Execution,
+    FoldCache,
     ForwardPass,
     MaskerSet,
+    PassWatch,
     current_execution,
     executing,
     forward_pass,
@@ -23,7 +26,7 @@ from laud_mm.specs import NetworkSpec, OpSpec, Size, Step, dense_steps
 from laud_mm.specs.arguments import type_name
 from laud_mm.weights import load_pretrained
 
-from .block import match_format
+from .block import DynamicBlock, match_format
 
 
 class LAUDBackbone(BaseModule):
@@ -39,12 +42,12 @@ class LAUDBackbone(BaseModule):
         norm_eval (bool): Keep batch norm statistics fixed in training.
         execution (str): 'masked', 'skipping', or 'auto': masked in training,
             skipping in evaluation (the backbone's `training` flag decides), but dense
-            where a plan says that this is faster.
+            where this is known to be faster, see `ExecutionPlan`.
         init_cfg (dict | list[dict], optional): mmengine initialisation.
 
     Attributes:
         record (ActivationRecord | None): What the last forward pass decided.
-        plan (ExecutionPlan | None): Which program of a block `execution='auto'` runs in
+        plan (ExecutionPlan): Which program of a block `execution='auto'` runs in
             evaluation.
         freeze_maskers (bool | None): Whether maskers of frozen stages are
             frozen too; None: those whose weights came from a checkpoint.
@@ -65,8 +68,9 @@ class LAUDBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.execution = Execution(execution).mode
-        self.plan = None
+        self.plan = ExecutionPlan()
         self.record: ActivationRecord | None = None
+        self._watch = PassWatch()
         self.freeze_maskers = None
 
     def run_stem(self, x: Tensor, own: ForwardPass) -> Tensor:
@@ -162,6 +166,8 @@ class LAUDBackbone(BaseModule):
         self.record = None  # frees the last pass's maskers' graph
         outputs = []
         own = ForwardPass(execution, masked, record)
+        caches = [] if masked or torch.compiler.is_compiling() else self.caches()
+        own.unchanged = self._watch.is_current(caches)
         with nullcontext() if torch.compiler.is_compiling() else forward_pass(own):
             y = self.run_stem(x, own)
             if not any(is_hooked(m) for root in self.stem_modules() for m in root.modules()):
@@ -170,9 +176,19 @@ class LAUDBackbone(BaseModule):
                 y = self.run_stage(stage, y, own)
                 if index in self.out_indices:
                     outputs.append(self.format_output(y, index, image_size))
+        if not own.unchanged:
+            self._watch.renew(caches)
         self.record = record
         own.warn(self)
         return tuple(match_format(y, x) for y in outputs)
+
+    def caches(self) -> list[FoldCache]:
+        """What keeps folded weights; none where code of others runs between blocks."""
+        stages, blocks = self.stages(), self.blocks()
+        if any(isinstance(stage, nn.Module) and is_hooked(stage) for stage in stages) \
+                or not all(isinstance(block, DynamicBlock) for block in blocks):
+            return []
+        return [block.cache for block in blocks]
 
     def init_weights(self):
         """Initialise or load as `init_cfg` says, then the maskers that nothing was loaded for.

@@ -39,6 +39,7 @@ class DynamicBlock(BaseModule):
         owns_input (bool): Whether nothing else in the net reads the block's input, so that
             the output may overwrite it.
         folds (bool): Whether `fold` depends on weights.
+        cache (FoldCache): Keeps what `fold` made.
     """
 
     folds = False
@@ -47,7 +48,7 @@ class DynamicBlock(BaseModule):
         super().__init__(init_cfg)
         self.shape, self.with_cp = shape, with_cp
         self.owns_input = False
-        self._fold = FoldCache()
+        self.cache = FoldCache()
         self._programs: dict[tuple, tuple[Case, Program, Any]] = {}
 
     def decide(self, x: Tensor) -> Any:
@@ -72,9 +73,12 @@ class DynamicBlock(BaseModule):
         """Why the modules must be called one by one; None: programs may read past them."""
         return why_not_plain(inside(self))
 
-    def weights(self) -> tuple[Any, str | None]:
-        """What `fold` makes of the modules as they are now, and None; or None and the reason."""
-        return self._fold.get((self,), self.fold, self.why_not_plain, self, self.folds)
+    def weights(self, unchanged: bool = False) -> tuple[Any, str | None]:
+        """What `fold` makes of the modules as they are now, and None; or None and the reason.
+
+        `unchanged`: see `FoldCache.get`.
+        """
+        return self.cache.get((self,), self.fold, self.why_not_plain, self, self.folds, unchanged)
 
     def exact_work(self, case: Case, route: Any, decision: Any) -> Mapping[str, Sequence[Work]]:
         """The work of a decision on a route, as `Program.calls` takes it. Synchronises."""
@@ -120,7 +124,7 @@ class DynamicBlock(BaseModule):
 
     def _forward(self, x: Tensor, own: ForwardPass, owned: bool) -> tuple[Tensor, Any]:
         if not own.masked:
-            weights, reason = self.weights()
+            weights, reason = self.weights(own.unchanged)
             reason = reason or why_no_operations(x)
             if reason is None:
                 return run_program(self, x, own.execution, weights, owned)
@@ -134,7 +138,7 @@ class DynamicBlock(BaseModule):
 
     def train(self, mode: bool = True) -> DynamicBlock:
         """Set training mode; the folded weights are made anew afterwards."""
-        self._fold.clear()
+        self.cache.clear()
         return super().train(mode)
 
     def case(self, x: Tensor, owns_input: bool = False) -> Case:

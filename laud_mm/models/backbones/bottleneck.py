@@ -160,7 +160,8 @@ class BottleneckBackbone(LAUDBackbone):
                          init_cfg or [dict(type='Kaiming', layer='Conv2d'),
                                       dict(type='Constant', val=1, layer='_BatchNorm')])
         self.zero_init_residual = zero_init_residual and init_cfg is None
-        self.plan = None if plan is None else load_plan(plan)
+        if plan is not None:
+            self.plan = load_plan(plan)
         self._stem_fold = FoldCache()
 
     def stem_layers(self):
@@ -175,7 +176,8 @@ class BottleneckBackbone(LAUDBackbone):
         if own.masked:
             return self.call_stem(x)
         convs, reason = self._stem_fold.get(self.stem_modules(), self.fold_stem,
-                                            self.why_stem_is_not_plain)
+                                            self.why_stem_is_not_plain,
+                                            unchanged=own.unchanged)
         reason = reason or why_no_operations(x)
         if reason is not None:
             own.note(self, 'the stem', reason)
@@ -184,6 +186,10 @@ class BottleneckBackbone(LAUDBackbone):
         run = StemRun(x, dict(zip((op.name for op in specs if op.kind == 'conv'), convs)))
         run_steps(run, self.stem_steps(x, own.execution.static), own.execution.clock)
         return run.y
+
+    def caches(self):
+        found = super().caches()
+        return found and [self._stem_fold, *found]
 
     def fold_stem(self, dtype):
         return [fold_conv_norm(conv, norm, dtype) for conv, norm in self.stem_layers()]

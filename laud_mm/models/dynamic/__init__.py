@@ -12,7 +12,7 @@ from .execution import (
                        forward_pass,
 )
 from .executor import run_program, run_steps
-from .fold_cache import FoldCache
+from .fold_cache import FoldCache, PassWatch
 from .folding import FoldedBottleneck, FoldedConv, fold_conv_norm
 from .masked import run_masked
 from .maskers import BlockMasker, ChannelMasker, MaskerSet, SpatialMasker, gumbel_decide
@@ -21,7 +21,8 @@ from .run_table import RUN_TABLE, runs
 
 __all__ = ['ActivationCost', 'ActivationRecord', 'BlockActivity', 'BlockMasker', 'BottleneckRun',
            'ChannelMasker', 'Decision', 'Excitation', 'Execution', 'FoldCache',
-           'FoldedBottleneck', 'FoldedConv', 'ForwardPass', 'MaskerSet', 'Masks', 'RUN_TABLE',
+           'FoldedBottleneck', 'FoldedConv', 'ForwardPass', 'MaskerSet', 'Masks', 'PassWatch',
+           'RUN_TABLE',
            'SpatialMasker', 'SqueezeExcitation', 'StemRun', 'TransformerDecision',
            'current_execution', 'current_pass', 'decision_rates', 'executing', 'expand_patches',
            'fold_conv_norm', 'force_rate', 'forward_pass', 'gumbel_decide', 'halo',

@@ -36,6 +36,7 @@ class BottleneckRun:
         positions (tuple): Listed positions of conv1, or None and None.
         channels (dict): Arguments of operations that pick channels.
         masks (dict[str, Tensor]): What the maskers decided.
+        shifts (dict[str, Tensor | None]): What channels that are off add to 'conv2' and 'conv3'.
         decision (Decision): After the override.
         samples (Tensor | None): Samples of this part in the batch; None: all.
         which (tuple | None): The channel masks that occur, and which of them each sample has.
@@ -50,6 +51,7 @@ class BottleneckRun:
         self.positions: tuple[Tensor | None, Tensor | None] = (None, None)
         self.channels: dict[str, Any] = {}
         self.masks: dict[str, Tensor] = {}
+        self.shifts: dict[str, Tensor | None] = dict(conv2=None, conv3=None)
         self.decision = Decision()
         self.which: tuple[Tensor, Tensor] | None = None
         self.samples: Tensor | None = None
@@ -202,6 +204,18 @@ def _conv1x1_positions(run, step):
     run.y = run.y.contiguous(memory_format=torch.channels_last)
 
 
+@runs('shift_channels')
+def _shift_channels(run, step):
+    """A channel that is off before its norm holds relu(norm(0)), the rectified bias."""
+    conv1, conv2, conv3 = (run.weights.named(name) for name in ('conv1', 'conv2', 'conv3'))
+    off = 1 - run.channel_mask().repeat_interleave(run.shape.channel_granularity, 1).to(
+        conv1.bias.dtype)
+    taps = conv2.weight.permute(0, 2, 3, 1).flatten(0, 2)  # as channels-last weights lie
+    run.shifts = dict(
+        conv2=F.linear(off * F.relu(conv1.bias), taps).unflatten(1, (-1, 9)),
+        conv3=F.linear(off * F.relu(conv2.bias), conv3.weight.flatten(1)))
+
+
 @runs('rows3x3', 'rows3x3_winograd', 'rows3x3_grouped', 'picked3x3', 'picked3x3_grouped')
 def _conv3x3_patches(run, step):
     conv, winograd = run.weights.conv2, step.kind == 'rows3x3_winograd'
@@ -209,7 +223,7 @@ def _conv3x3_patches(run, step):
     run.rows = ops.conv3x3_patches(
         run.y, run.index, run.count, conv.weight, conv.bias, run.patch_of(step), step.op.stride,
         step.op.dilation, conv.groups, packed=packed,
-        winograd=winograd and packed is not None, **run.channels)
+        winograd=winograd and packed is not None, shifts=run.shifts['conv2'], **run.channels)
 
 
 @runs('excite_rows', 'picked_excite')
@@ -227,7 +241,7 @@ def _conv1x1_add_patches(run, step):
     run.out = ops.conv1x1_add_patches_(run.out, run.identity, rows, run.index, run.count,
                                        conv.weight, conv.bias, run.patch_of(step),
                                        packed=conv.packed_for(run.group_size, inputs=True),
-                                       **run.channels)
+                                       shifts=run.shifts['conv3'], **run.channels)
 
 
 # Weights sliced for every mask that occurs.
@@ -303,7 +317,8 @@ def _relu(run, step):
 @runs('stem_conv')
 def _stem_conv(run, step):
     conv = run.weights.named(step.part)
-    run.y = ops.stem_conv(run.x, conv.weight, conv.bias, step.op.stride, bool(step.inner),
+    x = run.x.to(conv.weight.dtype)  # under autocast
+    run.y = ops.stem_conv(x, conv.weight, conv.bias, step.op.stride, bool(step.inner),
                           conv.packed_stem)
 
 

@@ -71,12 +71,14 @@ class ForwardPass:
         unseen (Tensor | None): What the last block wrote, where nobody else can hold it: the
             next one may write over it.
         called (dict[str, str]): Blocks that could not skip, and why: see `why_not_plain`.
+        unchanged (bool): Whether all modules are known to be as they were in an earlier pass.
     """
     execution: Execution
     masked: bool
     record: ActivationRecord | None = None
     unseen: Tensor | None = None
     called: dict[str, str] = field(default_factory=dict)
+    unchanged: bool = False
 
     def note(self, module: Any, name: str, reason: str) -> None:
         """Note that a block, or the stem, could not skip; once for each reason."""

@@ -35,7 +35,7 @@ class FoldCache:
 
     def get(self, roots: Sequence[nn.Module], make: Callable[[torch.dtype | None], Any],
             why_not: Callable[[], str | None], called: nn.Module | None = None,
-            weights: bool = True) -> tuple[Any, str | None]:
+            weights: bool = True, unchanged: bool = False) -> tuple[Any, str | None]:
         """What was made from modules, or why they must be called one by one.
 
         Args:
@@ -44,6 +44,7 @@ class FoldCache:
             why_not (Callable): Why the modules are not plain; None: they are.
             called (nn.Module | None): See `ModuleWatch`.
             weights (bool): Whether the fold depends on tensors.
+            unchanged (bool): Whether a `PassWatch` has found that all is as it was.
 
         Returns:
             tuple[Any, str | None]: The fold and None, or None and the reason.
@@ -51,7 +52,7 @@ class FoldCache:
         if torch.compiler.is_compiling():  # what is compiled is checked by its own guards
             return make(compute_dtype(next(roots[0].parameters()))), None
         kept = self._kept
-        if kept is None or not kept.is_current(roots):
+        if kept is None or not (unchanged or kept.is_current(roots)):
             self._kept = None
             reason = why_not()
             if reason is not None:
@@ -72,6 +73,45 @@ class FoldCache:
 
     def __reduce__(self) -> tuple:
         return FoldCache, ()
+
+
+class PassWatch:
+    """Asks once, when a pass begins, whether all of a net is as it was, and not in every block.
+
+    Where something has hooks, which may change anything on the way, blocks have to ask.
+    """
+
+    def __init__(self) -> None:
+        self._seen: tuple[list[_Kept], ModuleWatch] | None = None
+
+    def is_current(self, caches: Sequence[FoldCache]) -> bool:
+        """Whether what these caches keep was made of modules that are as they were."""
+        if self._seen is None or not caches:
+            return False
+        kept, watch = self._seen
+        return (_same([cache._kept for cache in caches], kept) and watch.is_current()
+                and all(own.steps == _steps for own in kept))
+
+    def renew(self, caches: Sequence[FoldCache]) -> None:
+        """Watch what these caches keep now, after a pass in which every block asked."""
+        kept = [cache._kept for cache in caches]
+        if not kept:
+            return
+        if self._seen is not None and _same(kept, self._seen[0]):
+            return  # nothing to gain: there are hooks
+        known = [own for own in kept if own is not None]
+        self._seen = (known, ModuleWatch.merged([own.watch for own in known])) \
+            if len(known) == len(kept) else None
+
+    def __deepcopy__(self, memo: Any) -> PassWatch:
+        return PassWatch()
+
+    def __reduce__(self) -> tuple:
+        return PassWatch, ()
+
+
+def _same(one, other):
+    return len(one) == len(other) and all(map(is_, one, other))
 
 
 class _Kept:

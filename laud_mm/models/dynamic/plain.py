@@ -175,11 +175,28 @@ class ModuleWatch:
         if self.lasting:
             self._versions = list(map(_version, self.tensors))
             self._pointers = list(map(Tensor.data_ptr, self.tensors))
-            self._samples = _samples(self.tensors)
+            self._samples: list[list[Tensor]] = _samples(self.tensors)
             self._sampled = [torch.cat(own) for own in self._samples]
 
+    @classmethod
+    def merged(cls, watches: Sequence[ModuleWatch]) -> ModuleWatch:
+        """One for the modules of all of them; hooks of every module count."""
+        own = cls.__new__(cls)
+        for name in _LISTS:
+            setattr(own, name, list(chain.from_iterable(getattr(w, name) for w in watches)))
+        own._seen_dicts = own._dicts
+        own.lasting = all(w.lasting for w in watches)
+        samples: dict[torch.dtype, list[Tensor]] = {}
+        values: dict[torch.dtype, list[Tensor]] = {}
+        for watch in watches:
+            for views, seen in zip(watch._samples, watch._sampled):
+                samples.setdefault(seen.dtype, []).extend(views)
+                values.setdefault(seen.dtype, []).append(seen)
+        own._samples, own._sampled = list(samples.values()), list(map(torch.cat, values.values()))
+        return own
+
     def is_current(self) -> bool:
-        """Whether nothing has changed. Runs in every block of every pass: no Python loops."""
+        """Whether nothing has changed. Runs in every pass, or block: no Python loops."""
         return (self._types == list(map(type, self._modules))
                 and self._lengths == list(map(len, self._dicts))
                 and all(map(is_, chain.from_iterable(map(_state, self._dicts)), self._states))
@@ -198,6 +215,11 @@ class ModuleWatch:
                 # Writes through `Tensor.data` or NumPy leave no other trace.
                 and all([torch.equal(torch.cat(own), old)
                          for own, old in zip(self._samples, self._sampled)]))
+
+
+# What `ModuleWatch.merged` joins.
+_LISTS = ('_modules', '_dicts', '_types', '_lengths', '_states', '_children', '_child_modules',
+          '_child_counts', '_settings', '_slots', '_in_slots', 'tensors', '_versions', '_pointers')
 
 
 def _values(dicts):

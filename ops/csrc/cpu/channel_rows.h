@@ -98,11 +98,12 @@ void run_sliced(RowGemm<T> g, const ChannelList& channels, int64_t sample, bool 
 
 // Run the rows of every sample on its own channels; no groups. For kInputs `weights` is packed
 // as `layout`, else it is the matrix that `run_sliced` takes, and `bias` with it.
+// `shifts` is null or, for kInputs, (samples, outputs) that are added to the bias.
 template <typename T, typename Fill>
 void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T>* bias,
                       const ChannelList& channels, Picks picks,
                       const std::vector<SampleRows>& parts, bool relu, bool adds,
-                      const Fill& fill) {
+                      const Unit<T>* shifts, const Fill& fill) {
   if (parts.empty()) return;
   const auto& kernels = row_gemm<T>();
   // As many tasks in every sample as keep all threads busy.
@@ -119,7 +120,7 @@ void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T
       constexpr int64_t kManyRows = 256;
       const int64_t rows = part.last - part.first, panels = ceil_div(columns, kernels.panel);
       const bool by_rows = rows >= kManyRows * share || panels < share;
-      const int64_t step = by_rows ? round_up(ceil_div(rows, share), 6)
+      const int64_t step = by_rows ? round_up(ceil_div(rows, share), kernels.rows)
                                    : ceil_div(panels, share) * kernels.panel;
       const int64_t at = task % share * step, end_at = std::min(at + step, by_rows ? rows : columns);
       if (at >= end_at) continue;
@@ -136,6 +137,12 @@ void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T
         for (size_t k = 0; k < picked.size(); k++)
           picked[k] = unit_of<T>(channels, part.sample, k);
         g.picked = picked.data();
+        if (shifts) {
+          scratch.assign(g.bias, g.bias + round_up(g.columns, kernels.vector));
+          const Unit<T>* own = shifts + part.sample * g.columns;
+          for (int64_t c = 0; c < g.columns; c++) scratch[c] += own[c];
+          g.bias = scratch.data();
+        }
         keep_columns(g, column, last_column);
         kernels.run(g);
       } else {
@@ -201,7 +208,7 @@ void run_channel_blocks(const PackedLayout& layout, const T* packed, const Chann
     const int64_t rows = part.last - part.first;
     int64_t share = ceil_div(rows, kMostRows);
     if (int64_t(parts.size()) < at::get_num_threads()) share = round_up(share, at::get_num_threads());
-    const int64_t size = round_up(ceil_div(rows, share), 6);
+    const int64_t size = round_up(ceil_div(rows, share), row_gemm<T>().rows);
     for (int64_t first = part.first; first < part.last; first += size)
       chunks.push_back({part.sample, first, std::min(first + size, part.last)});
   }

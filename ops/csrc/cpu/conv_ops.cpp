@@ -1,6 +1,9 @@
 // The three convolutions of a bottleneck, on listed units only (CPU).
 #include <ATen/Dispatch.h>
+#include <c10/util/BFloat16.h>
 #include <torch/library.h>
+
+#include <optional>
 
 #include "channel_rows.h"
 #include "tensors.h"
@@ -43,7 +46,8 @@ std::vector<SampleRows> by_sample(const int32_t* units, int64_t listed, int64_t 
 template <typename T, typename Fill>
 void run_conv(const Weights<T>& weights, const Channels& channels, Picks picks,
               const int32_t* units, int64_t listed, int64_t samples, int64_t units_per_sample,
-              int64_t unit_rows, bool relu, bool adds, const Fill& fill) {
+              int64_t unit_rows, bool relu, bool adds, const Unit<T>* shifts,
+              const Fill& fill) {
   if (!channels.given())
     return run_rows<T>(weights.layout, weights.data(), listed * unit_rows, relu, adds, fill);
   const auto parts = by_sample(units, listed, samples, units_per_sample, unit_rows);
@@ -51,7 +55,7 @@ void run_conv(const Weights<T>& weights, const Channels& channels, Picks picks,
     return run_channel_blocks<T>(weights.layout, weights.data(), list_of(channels), parts, relu,
                                  fill);
   run_channel_rows<T>(weights.layout, weights.data(), data_of<Unit<T>>(weights.bias),
-                      list_of(channels), picks, parts, relu, adds, fill);
+                      list_of(channels), picks, parts, relu, adds, shifts, fill);
 }
 
 // Whether a convolution multiplies bfloat16 as it is. Channels are picked in pairs then.
@@ -72,7 +76,7 @@ void conv1x1_positions_as(const Tensor& x, const OptionalTensor& index, int64_t 
   T* to = data_to<T>(y);
   const int32_t* positions = index ? index->const_data_ptr<int32_t>() : nullptr;
   run_conv<T>(weights, channels, Picks::kOutputs, positions, listed, out.samples,
-              out.height * out.width, 1, relu, false,
+              out.height * out.width, 1, relu, false, nullptr,
               [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
                 for (int64_t r = first; r < last; r++) {
                   int64_t row = positions ? positions[r] : r;
@@ -104,18 +108,79 @@ void visit_rows(const PatchGrid& grid, const int32_t* patches, int64_t first, in
   }
 }
 
+// Which of three taps lie inside the map, as bits.
+inline int64_t taps_inside(int64_t at, int64_t size, const Window& window) {
+  int64_t bits = 0;
+  for (int64_t t = 0; t < 3; t++) {
+    const int64_t read = at * window.stride + (t - 1) * window.dilation;
+    if (read >= 0 && read < size) bits |= int64_t{1} << t;
+  }
+  return bits;
+}
+
+// What taps add, summed over those inside the map: a row of a sample's active channels for each
+// set of taps that occurs, lines by columns.
+template <typename T>
+class Shifts {
+ public:
+  Shifts(const Unit<T>* shifts, const ChannelList& channels, const MapSize& in,
+         const MapSize& out, const Window& window)
+      : in_(in), window_(window), width_(channels.groups * channels.group_size),
+        rows_(in.samples * 64 * width_) {
+    bool lines[8] = {}, columns[8] = {};
+    for (int64_t y = 0; y < out.height; y++) lines[taps_inside(y, in.height, window)] = true;
+    for (int64_t x = 0; x < out.width; x++) columns[taps_inside(x, in.width, window)] = true;
+    at::parallel_for(0, in.samples * 64, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++) {
+        const int64_t sample = i / 64, line = i % 64 / 8, column = i % 8;
+        if (!lines[line] || !columns[column]) continue;
+        const int64_t active = channels.channels(sample);
+        for (int64_t k = 0; k < active; k++) {
+          const Unit<T>* own = shifts + (sample * width_ + channels.channel(sample, k)) * 9;
+          Unit<T> sum = 0;
+          for (int64_t t = 0; t < 9; t++)
+            if (line >> t / 3 & 1 && column >> t % 3 & 1) sum += own[t];
+          narrow(sum, rows_[i * width_ + k]);
+        }
+      }
+    });
+  }
+  const T* at(const Position& p) const {
+    const int64_t set = taps_inside(p.y, in_.height, window_) * 8 +
+                        taps_inside(p.x, in_.width, window_);
+    return rows_.data() + (p.sample * 64 + set) * width_;
+  }
+  const T* any(int64_t sample) const { return rows_.data() + sample * 64 * width_; }
+
+ private:
+  static void narrow(Unit<T> from, T& to) {
+    if constexpr (std::is_same_v<T, Bfloat16>) to.bits = c10::BFloat16(from).x;
+    else to = from;
+  }
+  MapSize in_;
+  Window window_;
+  int64_t width_;
+  std::vector<T> rows_;
+};
+
 template <typename T>
 void conv3x3_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
                         const PatchGrid& grid, const Window& window, const Weights<T>& weights,
-                        const Channels& channels, Tensor& rows_out) {
+                        const Channels& channels, const OptionalTensor& shifts_,
+                        Tensor& rows_out) {
   const MapSize in = size_of(y);
   const int64_t depth = y.size(1), width = rows_out.size(2);
   const std::vector<T> zeros(depth, T{});
   const T* from = data_of<T>(y);
   T* to = data_to<T>(rows_out);
   const int32_t* patches = index.const_data_ptr<int32_t>();
+  std::optional<Shifts<T>> shifts;
+  if (shifts_) {
+    const Tensor own = shifts_->to(scalar_type<Unit<T>>()).contiguous();
+    shifts.emplace(data_of<Unit<T>>(own), list_of(channels), in, grid.map, window);
+  }
   run_conv<T>(weights, channels, Picks::kBoth, patches, listed, in.samples,
-              grid.rows() * grid.columns(), grid.area(), true, false,
+              grid.rows() * grid.columns(), grid.area(), true, shifts.has_value(), nullptr,
               [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
                 visit_rows(grid, patches, first, last,
                            [&](int64_t row, const Patch& patch, int64_t py, int64_t px) {
@@ -123,9 +188,11 @@ void conv3x3_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
                   const T** taps = &rows.in[(row - first) * 9];
                   if (py >= patch.height || px >= patch.width) {
                     std::fill(taps, taps + 9, zeros.data());
+                    if (shifts) rows.add[row - first] = shifts->any(patch.first.sample);
                     return;
                   }
                   const Position at{patch.first.sample, patch.first.y + py, patch.first.x + px};
+                  if (shifts) rows.add[row - first] = shifts->at(at);
                   for (int64_t t = 0; t < 9; t++) {
                     const int64_t read = input_row(in, window, at, t / 3, t % 3);
                     taps[t] = read < 0 ? zeros.data() : from + read * depth;
@@ -151,7 +218,10 @@ void winograd_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
 template <typename T>
 void conv1x1_add_patches_as(Tensor& out, const Tensor& identity, const Tensor& rows_in,
                             const Tensor& index, int64_t listed, const PatchGrid& grid,
-                            const Weights<T>& weights, const Channels& channels) {
+                            const Weights<T>& weights, const Channels& channels,
+                            const OptionalTensor& shifts_) {
+  const Tensor shifts =
+      shifts_ ? shifts_->to(scalar_type<Unit<T>>()).contiguous() : Tensor();
   const int64_t depth = rows_in.size(2), width = out.size(1);
   const T* from = data_of<T>(rows_in);
   const T* base = data_of<T>(identity);
@@ -159,6 +229,7 @@ void conv1x1_add_patches_as(Tensor& out, const Tensor& identity, const Tensor& r
   const int32_t* patches = index.const_data_ptr<int32_t>();
   run_conv<T>(weights, channels, Picks::kInputs, patches, listed, grid.map.samples,
               grid.rows() * grid.columns(), grid.area(), true, true,
+              shifts_ ? data_of<Unit<T>>(shifts) : nullptr,
               [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
                 rows.unused.resize(width);
                 visit_rows(grid, patches, first, last,
@@ -204,7 +275,8 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
                        const Tensor& weight, const Tensor& bias, int64_t granularity,
                        int64_t stride, int64_t dilation, int64_t groups,
                        const OptionalTensor& channel_index, const OptionalTensor& channel_count,
-                       int64_t group_size, const OptionalTensor& packed, bool winograd) {
+                       int64_t group_size, const OptionalTensor& packed, bool winograd,
+                       const OptionalTensor& shifts) {
   const auto call =
       check_patches(y, index, count, weight, bias, granularity, stride, dilation, groups,
                     channel_index, channel_count, group_size);
@@ -214,11 +286,17 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
               "got stride ", stride, ", dilation ", dilation, ", groups ", groups,
               packed ? "" : ", no packed", call.channels.given() ? ", channel_index" : "");
   const bool slices = call.channels.given() && groups == 1;
+  if (shifts) {
+    TORCH_CHECK(slices, "shifts needs channel_index and groups of 1, got groups ", groups,
+                call.channels.given() ? "" : " and no channel_index");
+    check_shape("shifts", *shifts, {y.size(0), weight.size(0), 9});
+  }
   if (runs_bfloat16(y, call.channels, group_size, groups) && !winograd) {
     Tensor rows = at::empty({index.numel(), call.grid.area(), weight.size(0)},
                             y.options().memory_format(at::MemoryFormat::Contiguous));
     conv3x3_patches_as<Bfloat16>(y, index, call.listed, call.grid, {stride, dilation},
-                                 {weight, bias, groups, slices, packed}, call.channels, rows);
+                                 {weight, bias, groups, slices, packed}, call.channels, shifts,
+                                 rows);
     return rows;
   }
   const auto type = compute_type(y);
@@ -229,7 +307,7 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
       return winograd_patches_as<scalar_t>(from, index, call.listed, call.grid, *packed, rows);
     const Weights<scalar_t> weights(weight, bias, groups, slices, packed);
     conv3x3_patches_as(from, index, call.listed, call.grid, {stride, dilation}, weights,
-                       call.channels, rows);
+                       call.channels, shifts, rows);
   });
   return rows.to(y.scalar_type());
 }
@@ -239,21 +317,27 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
                           const Tensor& bias, int64_t granularity,
                           const OptionalTensor& channel_index,
                           const OptionalTensor& channel_count, int64_t group_size,
-                          const OptionalTensor& packed) {
+                          const OptionalTensor& packed, const OptionalTensor& shifts) {
   const auto call =
       check_add_patches(out, identity, rows, index, count, weight, bias, granularity,
                         channel_index, channel_count, group_size);
+  if (shifts) {
+    TORCH_CHECK(call.channels.given(), "shifts needs channel_index");
+    check_shape("shifts", *shifts, {out.size(0), weight.size(0)});
+  }
   if (runs_bfloat16(rows, call.channels, group_size))
     return conv1x1_add_patches_as<Bfloat16>(out, identity.to(at::kBFloat16),
                                             rows.to(at::kBFloat16), index, call.listed, call.grid,
-                                            {weight, bias, 1, false, packed}, call.channels);
+                                            {weight, bias, 1, false, packed}, call.channels,
+                                            shifts);
   const auto type = compute_type(out);
   const bool same = type == out.scalar_type();
   const Tensor from = rows.to(type), base = identity.to(type);
   Tensor to = out.to(type);
   AT_DISPATCH_FLOATING_TYPES(type, "conv1x1_add_patches_", [&] {
     const Weights<scalar_t> weights(weight, bias, 1, false, packed);
-    conv1x1_add_patches_as(to, base, from, index, call.listed, call.grid, weights, call.channels);
+    conv1x1_add_patches_as(to, base, from, index, call.listed, call.grid, weights, call.channels,
+                           shifts);
   });
   if (!same) out.copy_(to);
 }

@@ -84,8 +84,7 @@ const Int8Kernels& choose() {
   const bool narrow = is("baseline") || is("avx2") || is("avx512");
   if (!narrow && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl")) {
-    const bool no_tiles = is("avx512_vnni") || is("avx512_bf16");
-    return !no_tiles && amx_int8::allowed() ? amx_int8::kernels : avx512_vnni::kernels;
+    return !is("avx512_bf16") && amx_int8::allowed() ? amx_int8::kernels : avx512_vnni::kernels;
   }
 #endif
   return plain;

@@ -1,5 +1,5 @@
-// Picks the widest instruction set that this CPU has: avx512_bf16, or what LAUD_MM_ISA asks
-// for of avx512, avx2 and baseline.
+// Picks the widest instruction set that this CPU has: amx, or what LAUD_MM_ISA asks for of
+// avx512_bf16, avx512, avx2 and baseline.
 #include <cstdlib>
 #include <cstring>
 
@@ -17,6 +17,10 @@ extern const RowGemmKernels<double> doubles;
 namespace avx512_bf16 {
 extern const RowGemmKernels<Bfloat16> bfloats;
 }  // namespace avx512_bf16
+namespace amx {
+bool usable();
+RowGemmKernels<Bfloat16> bfloats();
+}  // namespace amx
 namespace avx2 {
 extern const RowGemmKernels<float> floats;
 extern const RowGemmKernels<double> doubles;
@@ -25,7 +29,7 @@ extern const RowGemmKernels<double> doubles;
 
 namespace {
 
-enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 Isa choose() {
 #if defined(__x86_64__)
@@ -33,11 +37,13 @@ Isa choose() {
   const bool narrow = wanted && !std::strcmp(wanted, "baseline");
   const bool medium = wanted && !std::strcmp(wanted, "avx2");
   const bool wide = wanted && !std::strcmp(wanted, "avx512");
+  const bool vectors = wanted && !std::strcmp(wanted, "avx512_bf16");
   if (!narrow && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     if (medium || !__builtin_cpu_supports("avx512f")) return Isa::kAvx2;
     const bool dots = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl");
-    return !wide && dots ? Isa::kAvx512Bf16 : Isa::kAvx512;
+    if (wide || !dots) return Isa::kAvx512;
+    return !vectors && amx::usable() ? Isa::kAmx : Isa::kAvx512Bf16;
   }
 #endif
   return Isa::kBaseline;
@@ -55,6 +61,7 @@ Isa isa() {
   template <>                                          \
   const RowGemmKernels<T>& row_gemm<T>() {             \
     switch (isa()) {                                   \
+      case Isa::kAmx:                                  \
       case Isa::kAvx512Bf16:                           \
       case Isa::kAvx512: return avx512::name;          \
       case Isa::kAvx2: return avx2::name;              \
@@ -69,12 +76,13 @@ Isa isa() {
 LAUD_KERNELS(float, floats)
 LAUD_KERNELS(double, doubles)
 
-bool has_bfloat16() { return isa() == Isa::kAvx512Bf16; }
+bool has_bfloat16() { return isa() >= Isa::kAvx512Bf16; }
 
 template <>
 const RowGemmKernels<Bfloat16>& row_gemm<Bfloat16>() {
 #if defined(__x86_64__)
-  return avx512_bf16::bfloats;
+  static const RowGemmKernels<Bfloat16> tiles = amx::bfloats();
+  return isa() == Isa::kAmx ? tiles : avx512_bf16::bfloats;
 #else
   static const RowGemmKernels<Bfloat16> none = {};
   return none;
@@ -82,7 +90,7 @@ const RowGemmKernels<Bfloat16>& row_gemm<Bfloat16>() {
 }
 
 const char* row_gemm_isa() {
-  const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+  const char* names[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx"};
   return names[static_cast<int>(isa())];
 }
 

@@ -8,7 +8,7 @@
 //
 // Weights are packed in panels of `panel` columns, the last one narrower but a
 // multiple of the vector length: panel p holds [taps * depth][columns of p],
-// zero-padded. A tile of up to 6 rows x 1 panel stays in registers.
+// zero-padded. A tile of a few rows x 1 panel stays in registers.
 #pragma once
 #include <cstdint>
 
@@ -56,6 +56,7 @@ template <typename T>
 struct RowGemmKernels {
   int64_t vector;                              // elements
   int64_t panel;                               // columns of a full panel
+  int64_t rows;                                // of a full tile
   void (*run)(const RowGemm<T>&);
   // Copies runs of `size` elements, `from[i] * size` on, side by side.
   void (*pick)(const T* row, const int32_t* from, int64_t count, int64_t size, T* to);

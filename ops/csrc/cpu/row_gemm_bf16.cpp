@@ -11,42 +11,27 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,prefer-vector-width=512")
 #endif
 
+#include "bfloat16_vectors.h"
+
 namespace laud {
 namespace avx512_bf16 {
 namespace {
 
-constexpr int kRows = 6, kVectors = 4, kLanes = 16;
-
-inline __m512 widen(__m256i halves) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
-}
-
-inline __mmask16 first_lanes(int64_t count) {
-  return count >= kLanes ? 0xffff : (1u << count) - 1;
-}
-
-inline __m512 load(const Bfloat16* p, __mmask16 mask) {
-  return widen(_mm256_maskz_loadu_epi16(mask, p));
-}
+constexpr int kRows = 6, kVectors = 4;
 
 inline __m512bh pairs_of(int32_t pair) { return (__m512bh)_mm512_set1_epi32(pair); }
 
 template <int R, int V>
-inline void finish(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t columns,
-                   const __m512 (&acc)[R][V]) {
+inline void write(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t columns,
+                  const __m512 (&acc)[R][V]) {
   for (int r = 0; r < R; r++) {
     Bfloat16* out = g.out[row + r] + g.out_offset + column;
     const Bfloat16* add = g.add ? g.add[row + r] + g.out_offset + column : nullptr;
     for (int v = 0; v < V; v++) {
       const int64_t left = columns - v * kLanes;
       if (left <= 0) break;
-      const __mmask16 mask = first_lanes(left);
-      __m512 y = acc[r][v];
-      if (add) y = _mm512_add_ps(y, load(add + v * kLanes, mask));
-      // Written so that NaN stays.
-      if (g.relu) y = _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(y, _mm512_setzero_ps(), _CMP_LT_OQ),
-                                         _mm512_setzero_ps());
-      _mm256_mask_storeu_epi16(out + v * kLanes, mask, (__m256i)_mm512_cvtneps_pbh(y));
+      finish(acc[r][v], add ? add + v * kLanes : nullptr, g.relu, first_lanes(left),
+             out + v * kLanes);
     }
   }
 }
@@ -86,7 +71,7 @@ void tile(const RowGemm<Bfloat16>& g, int64_t row, int64_t column, int64_t colum
       weight += width;
     }
   }
-  finish<R, V>(g, row, column, columns, acc);
+  write<R, V>(g, row, column, columns, acc);
 }
 
 template <int V, bool Picked>
@@ -144,7 +129,7 @@ void scale(Bfloat16* row, const float* scales, int64_t size) {
   for (int64_t i = 0; i < size; i += kLanes) {
     const __mmask16 mask = first_lanes(size - i);
     const __m512 y = _mm512_mul_ps(load(row + i, mask), _mm512_maskz_loadu_ps(mask, scales + i));
-    _mm256_mask_storeu_epi16(row + i, mask, (__m256i)_mm512_cvtneps_pbh(y));
+    store(row + i, mask, y);
   }
 }
 
@@ -161,7 +146,7 @@ void maximum(const Bfloat16* row, int64_t size, Bfloat16* to) {
 }  // namespace
 
 extern const RowGemmKernels<Bfloat16> bfloats;
-const RowGemmKernels<Bfloat16> bfloats = {kLanes, kVectors * kLanes, run,   nullptr, dot,
+const RowGemmKernels<Bfloat16> bfloats = {kLanes, kVectors * kLanes, kRows, run, nullptr, dot,
                                           accumulate, scale, maximum, nullptr, nullptr};
 
 }  // namespace avx512_bf16

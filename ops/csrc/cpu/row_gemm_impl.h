@@ -189,8 +189,8 @@ void maximum(const T* row, int64_t size, T* to) {
 
 template <typename T>
 constexpr RowGemmKernels<T> kernels() {
-  return {Vec<T>::size, kVectors * Vec<T>::size, run<T>, pick<T>, dot<T>, accumulate<T>,
-          scale<T>, maximum<T>, winograd_in<T>, winograd_out<T>};
+  return {Vec<T>::size, kVectors * Vec<T>::size, kRows, run<T>, pick<T>, dot<T>,
+          accumulate<T>, scale<T>, maximum<T>, winograd_in<T>, winograd_out<T>};
 }
 
 }  // namespace

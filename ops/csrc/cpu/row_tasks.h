@@ -15,12 +15,12 @@ struct Tasks {
   int64_t row_chunks, chunk_rows, column_chunks, chunk_columns;
 
   // A chunk of `most` rows should stay in the second-level cache while all panels pass over it.
-  static Tasks of(int64_t rows, int64_t columns, int64_t panel, int64_t threads,
+  static Tasks of(int64_t rows, int64_t columns, int64_t panel, int64_t tile, int64_t threads,
                   int64_t most = 192) {
-    constexpr int64_t kLeastRows = 48, kTile = 6;
+    constexpr int64_t kLeastRows = 48;
     int64_t row_chunks = ceil_div(rows, most);
     if (rows >= kLeastRows * threads) row_chunks = round_up(row_chunks, threads);
-    const int64_t chunk_rows = round_up(ceil_div(rows, row_chunks), kTile);
+    const int64_t chunk_rows = round_up(ceil_div(rows, row_chunks), tile);
     row_chunks = ceil_div(rows, chunk_rows);
     const int64_t panels = ceil_div(columns, panel);
     const int64_t wanted = row_chunks % threads ? threads : 1;
@@ -58,7 +58,8 @@ void run_rows(const PackedLayout& layout, const T* packed, int64_t rows, bool re
               const Fill& fill) {
   if (rows == 0) return;
   const auto& kernels = row_gemm<T>();
-  const auto tasks = Tasks::of(rows, layout.outputs_of(0), kernels.panel, at::get_num_threads());
+  const auto tasks = Tasks::of(rows, layout.outputs_of(0), kernels.panel, kernels.rows,
+                               at::get_num_threads());
   at::parallel_for(0, tasks.count(), 1, [&](int64_t begin, int64_t end) {
     RowAddresses<T> addresses;
     for (int64_t task = begin; task < end; task++) {

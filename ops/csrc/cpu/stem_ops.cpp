@@ -18,9 +18,10 @@ struct StemShape {
   MapSize in, conv, out;
   int64_t channels, kernel, stride, outputs;
   bool pool;
+  int64_t pixel;  // values of a position in padded rows: its channels, in whole steps
 
   int64_t padding() const { return kernel / 2; }
-  int64_t pitch() const { return (in.width + 2 * padding()) * channels; }
+  int64_t pitch() const { return (in.width + 2 * padding()) * pixel; }
   // Rows of the convolution that output rows [first, last) need.
   int64_t conv_first(int64_t first) const { return pool ? std::max(2 * first - 1, int64_t(0)) : first; }
   int64_t conv_last(int64_t last) const { return pool ? std::min(2 * last, conv.height) : last; }
@@ -37,9 +38,9 @@ void pad_rows(const Tensor& x, const StemShape& s, int64_t sample, int64_t first
     const int64_t y = first * s.stride - s.padding() + r;
     if (y < 0 || y >= s.in.height) continue;
     const T* from = data_of<T>(x) + sample * strides[0] + y * strides[2];
-    T* row = to.data() + r * s.pitch() + s.padding() * s.channels;
-    for (int64_t i = 0; i < s.in.width; i++)
-      for (int64_t c = 0; c < s.channels; c++) *row++ = from[i * strides[3] + c * strides[1]];
+    T* row = to.data() + r * s.pitch() + s.padding() * s.pixel;
+    for (int64_t i = 0; i < s.in.width; i++, row += s.pixel)
+      for (int64_t c = 0; c < s.channels; c++) row[c] = from[i * strides[3] + c * strides[1]];
   }
 }
 
@@ -70,7 +71,7 @@ void stem_conv_as(const Tensor& x, const StemShape& s, const Weights<T>& weights
             for (int64_t i = 0; i < s.conv.width; i++) {
               rows.out[i] = values + i * s.outputs;
               for (int64_t t = 0; t < s.kernel; t++)
-                rows.in[i * s.kernel + t] = from + t * s.pitch() + i * s.stride * s.channels;
+                rows.in[i * s.kernel + t] = from + t * s.pitch() + i * s.stride * s.pixel;
             }
           });
           kernels.run(g);
@@ -96,7 +97,8 @@ void stem_conv_as(const Tensor& x, const StemShape& s, const Weights<T>& weights
 Tensor stem_conv(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
                  bool pool, const OptionalTensor& packed) {
   check_floating("x", x);
-  TORCH_CHECK(x.dim() == 4, "x must be (N, C, H, W), got shape ", x.sizes());
+  TORCH_CHECK(x.dim() == 4 && x.size(2) > 0 && x.size(3) > 0,
+              "x must be (N, C, H, W) with positions, got shape ", x.sizes());
   check_positive("stride", stride);
   TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) &&
                   weight.size(2) == weight.size(3) && weight.size(2) % 2 == 1,
@@ -106,12 +108,15 @@ Tensor stem_conv(const Tensor& x, const Tensor& weight, const Tensor& bias, int6
   check_same("bias", bias, x);
   check_shape("bias", bias, {weight.size(0)});
   const MapSize in{x.size(0), x.size(2), x.size(3)}, conv = in.strided(stride);
-  const StemShape shape{in, conv, pool ? conv.strided(2) : conv, x.size(1), weight.size(2),
-                        stride, weight.size(0), pool};
-  // (out, k * C, k, 1): the taps are the window's rows.
-  const Tensor rows = weight.permute({0, 3, 1, 2})
-                          .reshape({weight.size(0), shape.kernel * shape.channels, -1, 1});
   const auto type = multiplies_bfloat16(x) ? at::kBFloat16 : compute_type(x);
+  const int64_t step = type == at::kBFloat16 ? RowTypes<Bfloat16>::step : 1;
+  const StemShape shape{in, conv, pool ? conv.strided(2) : conv, x.size(1), weight.size(2),
+                        stride, weight.size(0), pool, round_up(x.size(1), step)};
+  // (out, k * C, k, 1): the taps are the window's rows.
+  const Tensor rows =
+      at::constant_pad_nd(weight, {0, 0, 0, 0, 0, shape.pixel - shape.channels})
+          .permute({0, 3, 1, 2})
+          .reshape({weight.size(0), shape.kernel * shape.pixel, -1, 1});
   const Tensor from = x.to(type);
   Tensor y = empty_map(from, shape.out, shape.outputs);
   const auto run = [&](auto of_type) {

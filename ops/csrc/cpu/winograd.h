@@ -85,7 +85,7 @@ void run_winograd(const PackedLayout& layout, const T* packed, const WinogradTil
   const int64_t depth = layout.inputs, size = layout.size(kernels.vector);
   const int64_t tile_bytes = 4 * (depth + 2 * layout.outputs) * static_cast<int64_t>(sizeof(T));
   const int64_t fitting = std::max<int64_t>(kCacheBytes / tile_bytes, 48);
-  const auto tasks = Tasks::of(count, layout.outputs, kernels.panel, at::get_num_threads(),
+  const auto tasks = Tasks::of(count, layout.outputs, kernels.panel, kernels.rows, at::get_num_threads(),
                                std::min<int64_t>(fitting, 192));
   const int64_t chunk = tasks.chunk_rows, width = std::min(tasks.chunk_columns, layout.outputs);
   at::parallel_for(0, tasks.count(), 1, [&](int64_t begin, int64_t end) {

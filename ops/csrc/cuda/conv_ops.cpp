@@ -40,7 +40,8 @@ Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count
                        int64_t stride, int64_t dilation, int64_t groups,
                        const OptionalTensor& channel_index, const OptionalTensor& channel_count,
                        int64_t group_size, const OptionalTensor& /*packed*/,
-                       bool /*winograd*/) {
+                       bool /*winograd*/, const OptionalTensor& shifts) {
+  TORCH_CHECK(!shifts, "shifts must be None on a GPU");
   const auto call = check_patches(y, index, count, weight, bias, granularity, stride, dilation,
                                   groups, channel_index, channel_count, group_size);
   check_fits(call.grid, size_of(y));
@@ -64,7 +65,8 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
                           const Tensor& bias, int64_t granularity,
                           const OptionalTensor& channel_index,
                           const OptionalTensor& channel_count, int64_t group_size,
-                          const OptionalTensor& /*packed*/) {
+                          const OptionalTensor& /*packed*/, const OptionalTensor& shifts) {
+  TORCH_CHECK(!shifts, "shifts must be None on a GPU");
   const auto call = check_add_patches(out, identity, rows, index, count, weight, bias,
                                       granularity, channel_index, channel_count, group_size);
   check_fits(call.grid, call.grid.map);
