@@ -121,10 +121,21 @@ class Blocks {
   uint8_t* copied_;
 };
 
+// Weights that come next, brought to the second-level cache line by line: they are as many as
+// the rows are few, and mostly come from far.
+struct Ahead {
+  const int8_t* at;
+  int64_t lines;  // for each 64 inputs
+
+  void fetch() {
+    for (int64_t i = 0; i < lines; i++, at += 64) _mm_prefetch(at, _MM_HINT_T1);
+  }
+};
+
 // Sums of `Tiles` (1 or 2) blocks of rows and 32 columns, to `sums` [16 * Tiles][64].
 template <int Tiles>
 inline void multiply(const Int8Gemm& g, const Rows* low, const Rows* high, const int32_t* bias,
-                     const int8_t* weight, int32_t* sums) {
+                     const int8_t* weight, Ahead& ahead, int32_t* sums) {
   _tile_loadd(0, bias, 0);  // the same in every row
   _tile_loadd(1, bias + 16, 0);
   if (Tiles == 2) {
@@ -148,6 +159,7 @@ inline void multiply(const Int8Gemm& g, const Rows* low, const Rows* high, const
         b += high[t].next;
       }
       weight += kInputs * kPanel;
+      ahead.fetch();
     }
   }
   constexpr int64_t apart = 4 * kPanel;
@@ -169,13 +181,18 @@ void run(const Int8Gemm& g) {
     const auto panel = Int8Panel::of(g, index);
     const Finish finish(g, index, panel.multiplier);
     const int64_t columns = g.columns_of(index);
+    const int64_t steps = g.layout.taps * (g.layout.inputs / kInputs) * ((columns + 31) / 32) *
+                          ((blocks.count() + 1) / 2);
+    const bool last_panel = index + 1 == g.last_panel;
+    Ahead ahead{g.packed + (index + 1) * g.layout.panel_size(),
+                last_panel ? 0 : (g.layout.panel_size() / 64 + steps - 1) / steps};
     for (int64_t block = 0; block < blocks.count(); block += 2) {
       const bool two = block + 1 < blocks.count();
       const Rows* low = blocks.taps_of(block);
       const Rows* high = two ? blocks.taps_of(block + 1) : nullptr;
       for (int64_t half = 0; half < columns; half += 32) {
         const auto sum = two ? multiply<2> : multiply<1>;
-        sum(g, low, high, panel.bias + half, panel.weight + 4 * half, sums + half);
+        sum(g, low, high, panel.bias + half, panel.weight + 4 * half, ahead, sums + half);
       }
       const int64_t first = block * kRows;
       const int64_t last = first + 2 * kRows < g.rows ? first + 2 * kRows : g.rows;
