@@ -1,6 +1,18 @@
 """Operations of dynamic execution, each with a plain-PyTorch reference."""
 from . import flops, library
 from .excite import excite_patches_
+from .int8 import (
+                   conv1x1_add_patches_int8_,
+                   conv1x1_positions_int8,
+                   conv3x3_patches_int8,
+                   dequantize,
+                   pack_int8,
+                   pack_stem_int8,
+                   patch_mask_int8,
+                   quantize,
+                   shortcut_int8,
+                   stem_int8,
+)
 from .library import OPERATIONS, has_dot_products, has_kernel, use_references
 from .maps import average_pool, conv_map, max_pool, rectify_
 from .maskers import masker_conv1x1, patch_mask, position_means
@@ -20,4 +32,4 @@ library.load()
 flops.register()
 
 __all__ = [*OPERATIONS, 'OPERATIONS', 'WHOLE', 'active_patches', 'has_dot_products', 'has_kernel',
-           'pack_stem', 'patch_positions', 'slice_ready', 'use_references']
+           'pack_stem', 'pack_stem_int8', 'patch_positions', 'slice_ready', 'use_references']

@@ -84,6 +84,29 @@ def masker_conv1x1(x, weight, bias, mask_weight, mask_bias, window, packed=None,
             + patch_mask(x, mask_weight, mask_bias, window))
 
 
+def conv1x1_positions_int8(x, index, count, weight, bias, multiplier, stride=1, packed=None,
+                           **kwargs):
+    return conv1x1_positions(x, index, count, weight, bias, stride)
+
+
+def shortcut_int8(x, weight, bias, multiplier, stride=1, packed=None, **kwargs):
+    return conv1x1_positions(x, None, None, weight, bias, stride)
+
+
+def conv3x3_patches_int8(y, index, count, weight, bias, multiplier, granularity, stride=1,
+                         dilation=1, packed=None, **kwargs):
+    return conv3x3_patches(y, index, count, weight, bias, granularity, stride, dilation)
+
+
+def conv1x1_add_patches_int8_(out, identity, rows, index, count, weight, bias, multiplier,
+                              granularity, packed=None, **kwargs):
+    return conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity)
+
+
+def patch_mask_int8(x, weight, bias, window, **kwargs):
+    return patch_mask(x, weight, bias, window)
+
+
 def conv_map(x, weight, bias, stride=1, dilation=1, groups=1, **kwargs):
     area = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
     return 2 * x.shape[0] * area * weight.numel()
@@ -93,9 +116,14 @@ def stem_conv(x, weight, bias, stride, pool, **kwargs):
     return conv_map(x, weight, bias, stride)
 
 
+def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, **kwargs):
+    return conv_map(x, weight, bias, stride)
+
+
 FORMULAS = {f.__name__: f for f in (
-    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, excite_patches_, patch_mask,
-    masker_conv1x1)}
+    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
+    excite_patches_, patch_mask, masker_conv1x1, conv1x1_positions_int8, shortcut_int8,
+    conv3x3_patches_int8, conv1x1_add_patches_int8_, patch_mask_int8, stem_int8)}
 
 
 def register():

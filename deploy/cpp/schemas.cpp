@@ -38,6 +38,31 @@ TORCH_LIBRARY(laud_mm, m) {
       "masker_conv1x1(Tensor x, Tensor weight, Tensor bias, Tensor mask_weight, Tensor "
       "mask_bias, int window, Tensor? packed=None) -> (Tensor, Tensor)");
   m.def(
+      "pack_int8(Tensor weight, Tensor bias, Tensor multiplier) -> Tensor");
+  m.def(
+      "conv1x1_positions_int8(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor "
+      "bias, Tensor multiplier, int stride=1, Tensor? packed=None) -> Tensor");
+  m.def(
+      "shortcut_int8(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, int stride=1, "
+      "Tensor? packed=None) -> (Tensor, Tensor)");
+  m.def(
+      "conv3x3_patches_int8(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, "
+      "Tensor multiplier, int granularity, int stride=1, int dilation=1, Tensor? packed=None) "
+      "-> Tensor");
+  m.def(
+      "conv1x1_add_patches_int8_(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, "
+      "Tensor count, Tensor weight, Tensor bias, Tensor multiplier, int granularity, Tensor? "
+      "packed=None) -> ()");
+  m.def(
+      "patch_mask_int8(Tensor x, Tensor weight, Tensor bias, int window) -> Tensor");
+  m.def(
+      "stem_int8(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, float scale, int zero, "
+      "int stride, bool pool, Tensor? packed=None) -> Tensor");
+  m.def(
+      "quantize(Tensor x, float scale) -> Tensor");
+  m.def(
+      "dequantize(Tensor x, float scale) -> Tensor");
+  m.def(
       "stem_conv(Tensor x, Tensor weight, Tensor bias, int stride, bool pool, Tensor? "
       "packed=None) -> Tensor");
   m.def(

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 from .artefact import Artefact, load, write_artefact
 from .profile import UnitProfile, load_profile
+from .scales import Scales, load_scales
 
 if TYPE_CHECKING:
     from .build import deploy
+    from .calibrate import measure_scales
     from .compiled import CompiledBackbone
     from .modules import DeployedBackbone
 
-__all__ = ['Artefact', 'CompiledBackbone', 'DeployedBackbone', 'UnitProfile', 'deploy', 'load',
-           'load_profile', 'write_artefact']
+__all__ = ['Artefact', 'CompiledBackbone', 'DeployedBackbone', 'Scales', 'UnitProfile', 'deploy',
+           'load', 'load_profile', 'load_scales', 'measure_scales', 'write_artefact']
 
 
 def __getattr__(name: str) -> Any:
     if name == 'deploy':
         from .build import deploy
         return deploy
+    if name == 'measure_scales':
+        from .calibrate import measure_scales
+        return measure_scales
     if name == 'CompiledBackbone':
         from .compiled import CompiledBackbone
         return CompiledBackbone

@@ -128,7 +128,7 @@ def describe(deployed: Any, image_size: Sequence[int]) -> dict:
     return dict(
         inputs=[dict(name='images', dtype='float32', layout='contiguous (N, C, H, W)',
                      channels=deployed.in_channels, smallest_side=SMALLEST)],
-        computes_in=str(deployed.dtype).removeprefix('torch.'),
+        computes_in=deployed.computes_in,
         outputs=[f'stage_{index}' for index in deployed.out_indices],
         decisions=decisions if deployed.with_decisions else [],
         image_size=list(image_size), blocks=blocks)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from laud_mm.models.dynamic import FoldedConv
 from laud_mm.models.find import find_backbones
 from laud_mm.specs import BottleneckShape, Case, Program
 from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
-from laud_mm.specs.bottleneck_program import REMOVED, can_pick
+from laud_mm.specs.bottleneck_program import REMOVED, BottleneckRoute, can_pick
 
 from .modules import (
     DeployedBackbone,
@@ -29,6 +29,8 @@ from .modules import (
     DeployedWeights,
 )
 from .profile import UnitProfile, load_profile
+from .quantized import QuantizedBackbone
+from .scales import Scales, load_scales
 from .specialise import BlockParts, specialise
 
 
@@ -42,12 +44,15 @@ class _Settings:
     profile: UnitProfile | None
     tolerance: float
     with_decisions: bool
+    scales: Scales | None = None
+    integers: bool = False  # programs that quantised blocks can run
 
 
 def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: int = 1,
            precision: str | None = None, plan: Any = None,
            profile: UnitProfile | str | Path | None = None, tolerance: float = 0.0,
-           with_decisions: bool = False) -> nn.Module:
+           with_decisions: bool = False,
+           quantized: Scales | str | Path | None = None) -> nn.Module:
     """The form of a network that only infers, to be run, compiled or exported.
 
     Norms are folded and weights packed once; every block runs the steps of one program, at any
@@ -66,6 +71,8 @@ def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: i
             static, those that never were vanish.
         tolerance (float): Share of images, below 0.5, in which a unit may differ from that.
         with_decisions (bool): Whether a backbone returns its decisions too.
+        quantized (Scales | str | Path, optional): Of `measure_scales`, or their file: blocks
+            compute in 8-bit integers, and `precision` is what the rest computes in.
 
     Returns:
         nn.Module: A `DeployedBackbone`, or the model.
@@ -86,7 +93,10 @@ def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: i
         plan = load_plan(plan)
     if profile is not None and not isinstance(profile, UnitProfile):
         profile = load_profile(profile)
-    settings = _Settings(size, batch, precision, plan, profile, tolerance, with_decisions)
+    if isinstance(quantized, (str, Path)):
+        quantized = load_scales(quantized)
+    settings = _Settings(size, batch, precision, plan, profile, tolerance, with_decisions,
+                         quantized, quantized is not None)
     found = find_backbones(model, 'deploy')
     if with_decisions and '' not in found:
         raise ValueError('with_decisions must be False for a model with heads, which take maps '
@@ -121,8 +131,16 @@ def _deploy_backbone(backbone: LAUDBackbone, settings: _Settings) -> DeployedBac
                 size = block.shape.out_size(size)
                 owned = owned or blocks[-1].writes_anew
             stages.append(blocks)
-    return DeployedBackbone(stem, stages, backbone.out_indices, dtype,
-                            settings.with_decisions).eval()
+    made = DeployedBackbone(stem, stages, backbone.out_indices, dtype, settings.with_decisions)
+    if settings.scales is not None:
+        made = QuantizedBackbone(made, settings.scales)
+    return made.eval()
+
+
+def integer_form(backbone: LAUDBackbone) -> DeployedBackbone:
+    """A backbone deployed in float, with the programs that quantised blocks run."""
+    return _deploy_backbone(backbone, _Settings((224, 224), 1, 'fp32', None, None, 0.0, False,
+                                                integers=True))
 
 
 def _deploy_stem(backbone, image_size, dtype):
@@ -144,8 +162,12 @@ def _deploy_block(block, like, owned, settings, plan):
     shape, folded = parts.shape, parts.folded
     case = Case(shape, like.shape[-2:], like.shape[0], like.device.type,
                 ops.has_kernel(like.device), False, owned, ops.has_dot_products(like))
-    program = shape.program(case, REMOVED) if parts.removed else \
-        choose_program(shape, case, plan, like, block.se_pool)
+    if parts.removed:
+        program = shape.program(case, REMOVED)
+    elif settings.integers:
+        program = integer_program(shape, case)
+    else:
+        program = choose_program(shape, case, plan, like, block.se_pool)
     names = ('shortcut',) if parts.removed else ('conv1', 'conv2', 'conv3', 'shortcut')
     convs = {name: _Traced(getattr(folded, name)) for name in names
              if getattr(folded, name) is not None}
@@ -173,6 +195,18 @@ def choose_program(shape: BottleneckShape, case: Case, plan: Any, like: Tensor,
         return shape.program(case)
     skips = plan.expected_rate ** len(shape.masks) <= times.break_even
     return shape.program(case, times.route if skips else dense)
+
+
+def integer_program(shape: BottleneckShape, case: Case) -> Program:
+    """The program of a quantised block, which lists what it computes even if that is all.
+
+    Raises:
+        ValueError: If it skips channels.
+    """
+    if shape.channel_skipping:
+        raise ValueError('paradigm must be layer, spatial or None to be quantised, got '
+                         f'{shape.paradigm!r} of {shape.name}')
+    return shape.program(replace(case, owns_input=True), BottleneckRoute('listed'))
 
 
 def _deploy_maskers(maskers):

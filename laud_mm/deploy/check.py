@@ -25,10 +25,13 @@ def compare(backbone: LAUDBackbone, deployed: Any, batches: Iterable[Tensor],
 
     Returns:
         dict: `images`; `largest_difference` of the outputs, relative to the largest value of
-        each; `decisions_equal`, None where none were returned; `rate`, the mean rate of the
+        each; `mean_difference`, the mean over images and outputs of the error's norm over the
+        output's; `decisions_equal`, None where none were returned, and how many `decisions` of
+        units there were and how many are `decisions_flipped`; `rate`, the mean rate of the
         blocks of `backbone`.
     """
-    found: dict[str, Any] = dict(images=0, largest_difference=0.0, decisions_equal=None, rate=0.0)
+    found: dict[str, Any] = dict(images=0, largest_difference=0.0, mean_difference=0.0,
+                                 decisions_equal=None, decisions=0, decisions_flipped=0, rate=0.0)
     kept = {block.shape.name: block.kept for block in deployed.blocks()}
     fixed = {block.shape.name: block.fixed for block in deployed.blocks()}
 
@@ -51,7 +54,10 @@ def compare(backbone: LAUDBackbone, deployed: Any, batches: Iterable[Tensor],
                 wanted = getattr(record.decisions[name], kind)
                 if kind == 'channels' and kept[name] is not None:
                     wanted = wanted[:, list(kept[name])]
-                equal &= bool(torch.equal(mask, wanted))
+                flipped = int((mask != wanted).sum())
+                found['decisions'] += mask.numel()
+                found['decisions_flipped'] += flipped
+                equal &= not flipped
             found['decisions_equal'] = equal and found['decisions_equal'] is not False
         found['images'] += len(x)
         found['rate'] += record.cost().mean_rate.item() * len(x)
@@ -59,7 +65,10 @@ def compare(backbone: LAUDBackbone, deployed: Any, batches: Iterable[Tensor],
             e = e.to(y.dtype)
             difference = float((y - e).abs().max() / e.abs().max().clamp(min=1e-12))
             found['largest_difference'] = max(found['largest_difference'], difference)
-    found['rate'] /= max(found['images'], 1)
+            error, size = ((t.float().flatten(1).norm(dim=1)) for t in (y - e, e))
+            found['mean_difference'] += float((error / size.clamp(min=1e-12)).sum()) / len(outputs)
+    for key in ('rate', 'mean_difference'):
+        found[key] /= max(found['images'], 1)
     return found
 
 

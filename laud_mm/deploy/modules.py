@@ -155,6 +155,7 @@ class DeployedBlock(nn.Module):
                  se_pool: str = 'computed', kept: tuple[int, ...] | None = None,
                  fixed: dict[str, tuple] | None = None):
         super().__init__()
+        self.clock: Any = None  # see `run_steps`
         self.shape, self.program, self.se_pool = shape, program, se_pool
         self.kept, self.fixed = kept, fixed or {}
         self.weights = weights
@@ -179,9 +180,9 @@ class DeployedBlock(nn.Module):
             tuple[Tensor, dict[str, Tensor]]: The output, and the masks by name.
         """
         run = BottleneckRun(self, x.contiguous(memory_format=torch.channels_last), self.weights)
-        run_steps(run, self.program.deciding)
+        run_steps(run, self.program.deciding, self.clock)
         run.decision = run.decided()
-        run_steps(run, self.program.computing)
+        run_steps(run, self.program.computing, self.clock)
         return run.out, run.decision.masks()
 
 
@@ -258,7 +259,7 @@ class DeployedBackbone(nn.Module):
         """
         outputs, decisions = [], {}
         with no_autocast(x.device):
-            y = self.stem(x.to(self.dtype))
+            y = self.start(x)
             for index, blocks in enumerate(self.stages):
                 own: Any = blocks
                 for block in own:
@@ -266,14 +267,27 @@ class DeployedBackbone(nn.Module):
                     decisions.update({f'{block.shape.name}.{name}': mask
                                       for name, mask in masks.items()})
                 if index in self.out_indices:
-                    outputs.append(_as_given(y, x))
+                    outputs.append(_as_given(self.output(y, index), x))
         return (tuple(outputs), decisions) if self.with_decisions else tuple(outputs)
+
+    def start(self, x: Tensor) -> Tensor:
+        """Images to the first block's input."""
+        return self.stem(x.to(self.dtype))
+
+    def output(self, y: Tensor, stage: int) -> Tensor:
+        """What is returned of a stage's map."""
+        return y
 
     @property
     def in_channels(self) -> int:
         """Channels of the images."""
         weight: Any = self.stem.convs[0].weight
         return weight.shape[1]
+
+    @property
+    def computes_in(self) -> str:
+        """Type that most of it computes in."""
+        return str(self.dtype).removeprefix('torch.')
 
     @property
     def device(self) -> torch.device:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from laud_mm.commands import deploy as command
-from laud_mm.deploy import UnitProfile, deploy, load
+from laud_mm.commands import quantize
+from laud_mm.deploy import UnitProfile, deploy, load, load_scales
 from laud_mm.deploy.check import compare
 from laud_mm.registry import MODELS
 from laud_mm.specs import find_backbone_config
@@ -59,6 +60,7 @@ def check_card(folder, kind, names):
     assert len(outputs) == len(card['outputs']) and list(decisions) == card['decisions']
 
 
+<<<<<<< HEAD
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['aoti', 'compile'])
 def test_the_tool_writes_checks_and_says_what_it_is(kind, tmp_path):
@@ -97,6 +99,42 @@ def test_transformers_become_files_of_other_runtimes(kind, tmp_path):
     assert card['check']['largest_difference'] < 1e-4
     with pytest.raises(ValueError, match='one_image must be left out for a transformer'):
         command.run(parsed(*args, '--one-image'))
+=======
+def test_a_net_is_quantised_from_a_folder_of_images(tmp_path):
+    """tools/quantize.py writes scales, by which tools/deploy.py writes an artefact."""
+    from PIL import Image
+    config = ROOT / 'configs' / 'laud_resnet_digits.py'
+    _, settings = find_backbone_config(load_config(str(config)).model)
+    net = MODELS.build(settings.to_dict()).eval()
+    torch.save(dict(state_dict={f'backbone.{k}': v for k, v in net.state_dict().items()}),
+               tmp_path / 'model.pth')
+    (tmp_path / 'images').mkdir()
+    for i in range(4):
+        pixels = torch.randint(0, 256, (48, 48, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / 'images' / f'{i}.png')
+
+    def parsed(module, *args):
+        parser = argparse.ArgumentParser()
+        module.add_arguments(parser)
+        return parser.parse_args([str(config), str(tmp_path / 'model.pth'), *map(str, args)])
+
+    out = tmp_path / 'scales.json'
+    found = quantize.run(parsed(quantize, '--calib', tmp_path / 'images', '--images', 3, '--out',
+                                out))
+    assert found['images'] == load_scales(out).images == 3
+    assert found['decisions'] == 3 * len(net.blocks()) and 0 < found['mean_difference'] < 0.2
+    assert f'{out}: scales of 3 images; there ' in quantize.summary(found, out)
+    card = command.run(parsed(command, '--to', 'compile', '--size', 48, 48, '--quantized', out,
+                              '--out', tmp_path / 'net'))
+    assert card['computes_in'] == 'int8' and 0 < card['check']['mean_difference'] < 0.2
+    (y,) = load(tmp_path / 'net')(images(2, 48, 48))
+    assert y.shape[0] == 2 and y.isfinite().all()
+
+    for folder, count, message in (('none', 3, '--calib must be a folder with images'),
+                                   ('images', 0, '--images must be at least 1, got 0')):
+        with pytest.raises(ValueError, match=message):
+            quantize.image_files(str(tmp_path / folder), count)
+>>>>>>> int8
 
 
 def test_what_fails_is_named(tmp_path):

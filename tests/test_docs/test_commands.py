@@ -52,6 +52,8 @@ RUN_BY = {
     'test_the_tool_writes_checks_and_says_what_it_is',
     'python tools/deploy.py': 'tests/test_deploy/test_deploy_tool.py::'
     'test_the_tool_writes_checks_and_says_what_it_is',
+    'python tools/quantize.py': 'tests/test_deploy/test_deploy_tool.py::'
+    'test_a_net_is_quantised_from_a_folder_of_images',
     'cmake ': 'tests/test_deploy/test_cpp.py::test_the_program_gives_the_networks_numbers',
     'build/cpp/laud_run': 'tests/test_deploy/test_cpp.py::'
     'test_the_program_gives_the_networks_numbers',

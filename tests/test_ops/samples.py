@@ -19,6 +19,10 @@ def sample_arguments():
     excitation = dict(weight1=torch.randn(5, 12), bias1=torch.randn(5),
                       weight2=torch.randn(12, 5), bias2=torch.randn(12))
     patches = dict(index=index, count=count, granularity=2)
+    x8, out8 = x.byte(), out.byte()
+    quantized = dict(bias=torch.randint(-99, 99, (12,), dtype=torch.int32),
+                     multiplier=torch.rand(12) / 9)
+    eight = torch.randint(-99, 99, (12, 12, 3, 3), dtype=torch.int8)
     mask = dict(mask_weight=torch.randn(12), mask_bias=torch.randn(1), window=2)
     return dict(
         compact=dict(mask=torch.ones(3, 5, dtype=torch.bool)),
@@ -33,6 +37,20 @@ def sample_arguments():
         conv1x1_add_patches_=dict(patches, out=out, identity=out.clone(), rows=rows,
                                   weight=weight3, bias=bias3),
         excite_patches_=dict(patches, rows=rows, height=6, width=7, **excitation),
+        pack_int8=dict(quantized, weight=eight),
+        conv1x1_positions_int8=dict(quantized, x=x8, index=positions, count=found,
+                                    weight=eight[..., :1, :1]),
+        shortcut_int8=dict(quantized, x=x8, weight=eight[..., :1, :1]),
+        conv3x3_patches_int8=dict(quantized, **patches, y=x8, weight=eight),
+        conv1x1_add_patches_int8_=dict(
+            patches, out=out8, identity=out8.clone(), rows=rows.byte(),
+            weight=eight[..., :1, :1].repeat(2, 1, 1, 1)[:20],
+            **{name: values.repeat(2)[:20] for name, values in quantized.items()}),
+        patch_mask_int8=dict(x=x8, weight=mask['mask_weight'], bias=mask['mask_bias'], window=2),
+        stem_int8=dict(quantized, x=torch.randn(2, 3, 9, 9), weight=eight[:, :3], scale=0.02,
+                       zero=114, stride=2, pool=True),
+        quantize=dict(x=x, scale=0.1),
+        dequantize=dict(x=x8, scale=0.1),
         conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),
         stem_conv=dict(x=x, weight=weight2, bias=bias, stride=2, pool=True),
         max_pool=dict(x=x, kernel_size=3, stride=2),
