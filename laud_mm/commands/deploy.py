@@ -68,6 +68,9 @@ def run(args: argparse.Namespace) -> dict:
     if args.to in TORCH_KINDS and args.one_image:
         raise ValueError(f'one_image must be False for {args.to!r}, got True')
     if args.to not in TORCH_KINDS:
+        if args.quantized is not None:
+            raise ValueError(f'quantized must be left out for {args.to!r}, whose own quantisers make '
+                             f'it int8, got {args.quantized!r}')
         need('onnx', dict(onnx='onnxruntime').get(args.to, args.to))  # before work starts
         if args.precision not in (None, 'fp32'):
             raise ValueError(f'precision must be fp32 for {args.to!r}, whose runtime chooses what '
@@ -76,7 +79,6 @@ def run(args: argparse.Namespace) -> dict:
     size = tuple(args.size or configured_size(cfg))
     profile = None if args.profile is None else load_profile(args.profile)
     backbone = build_backbone(cfg, args.checkpoint, args.prefix)
-<<<<<<< HEAD
     made: Any
     if has_tokens(backbone) and args.to not in TORCH_KINDS:
         for name in ('profile', 'plan', 'one_image'):
@@ -87,12 +89,7 @@ def run(args: argparse.Namespace) -> dict:
     else:
         made = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
                       plan=args.plan, profile=profile, tolerance=args.tolerance,
-                      with_decisions=True)
-=======
-    made: Any = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
-                       plan=args.plan, profile=profile, tolerance=args.tolerance,
-                       with_decisions=True, quantized=args.quantized)
->>>>>>> int8
+                      with_decisions=True, quantized=args.quantized)
     batches = example_batches(backbone.in_channels, size)
     decisions = compare(backbone, made, batches, decided=True)
     exact = args.quantized is None  # else it differs, and some decisions flip: the card says so
@@ -101,25 +98,19 @@ def run(args: argparse.Namespace) -> dict:
     made.with_decisions = args.decisions
     card = write_artefact(made, args.out, args.to, size, dict(
         config=args.config, checkpoint=args.checkpoint, profile=args.profile,
-<<<<<<< HEAD
-        tolerance=args.tolerance, expected_rates=expected_rates(profile)), args.one_image)
+        quantized=args.quantized, tolerance=args.tolerance, expected_rates=expected_rates(profile)),
+        args.one_image)
     if args.one_image:
         batches = [image[None] for x in batches for image in x]
-    check = compare(backbone, made, batches, decided=True, run=load(args.out))
-    _check(f'{args.out}/{NETS[args.to]}', check, made)
-    card['check'] = dict(check, decisions_equal=decisions['decisions_equal'],
-=======
-        quantized=args.quantized, tolerance=args.tolerance, expected_rates=expected_rates(profile)))
-    check = compare(backbone, made, batches, decided=True, run=load(args.out))
+    check, file = compare(backbone, made, batches, decided=True, run=load(args.out)), NETS[args.to]
     if exact:
-        _check(f'{args.out}/{NET}', check, made)
+        _check(f'{args.out}/{file}', check, made)
     elif abs(check['mean_difference'] - decisions['mean_difference']) > ALLOWED['float32']:
-        raise CheckError(f'{args.out}/{NET} must differ from the skipping network as the quantised '
-                         f'one does, by {decisions["mean_difference"]:.1e} of the size of outputs, '
-                         f'got {check["mean_difference"]:.1e}')
+        raise CheckError(f'{args.out}/{file} must differ from the skipping network as the '
+                         f'quantised one does, by {decisions["mean_difference"]:.1e} of the size '
+                         f'of outputs, got {check["mean_difference"]:.1e}')
     card['check'] = dict(check, **{key: decisions[key] for key in (
         'decisions_equal', 'decisions', 'decisions_flipped')},
->>>>>>> int8
                          sizes=[list(x.shape) for x in batches])
     write_json(card, Path(args.out, CARD))
     return card

@@ -60,7 +60,6 @@ def check_card(folder, kind, names):
     assert len(outputs) == len(card['outputs']) and list(decisions) == card['decisions']
 
 
-<<<<<<< HEAD
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', ['aoti', 'compile'])
 def test_the_tool_writes_checks_and_says_what_it_is(kind, tmp_path):
@@ -99,7 +98,8 @@ def test_transformers_become_files_of_other_runtimes(kind, tmp_path):
     assert card['check']['largest_difference'] < 1e-4
     with pytest.raises(ValueError, match='one_image must be left out for a transformer'):
         command.run(parsed(*args, '--one-image'))
-=======
+
+
 def test_a_net_is_quantised_from_a_folder_of_images(tmp_path):
     """tools/quantize.py writes scales, by which tools/deploy.py writes an artefact."""
     from PIL import Image
@@ -134,7 +134,6 @@ def test_a_net_is_quantised_from_a_folder_of_images(tmp_path):
                                    ('images', 0, '--images must be at least 1, got 0')):
         with pytest.raises(ValueError, match=message):
             quantize.image_files(str(tmp_path / folder), count)
->>>>>>> int8
 
 
 def test_what_fails_is_named(tmp_path):
