@@ -94,8 +94,8 @@ def stem_conv(x, weight, bias, stride, pool, **kwargs):
 
 
 FORMULAS = {f.__name__: f for f in (
-    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, excite_patches_, patch_mask,
-    masker_conv1x1)}
+    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
+    excite_patches_, patch_mask, masker_conv1x1)}
 
 
 def register():
