@@ -46,7 +46,8 @@ def cases():
                     continue
                 if what == 'other type' and (name, argument) in FREE:
                     continue
-                if what == 'layout' and name in ('gather_tokens', 'scatter_add_tokens_', 'stem_conv') \
+                if what == 'layout' and name in ('gather_tokens', 'scatter_add_tokens_',
+                                                 'stem_conv') \
                         or what == 'no positions' and name == 'gather_tokens':
                     continue
                 yield pytest.param(name, argument, change, message, id=f'{name}-{argument}-{what}')
