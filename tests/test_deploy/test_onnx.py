@@ -13,6 +13,7 @@ from laud_mm.deploy.tokens import TokenBackbone
 from laud_mm.export import largest_difference
 from laud_mm.utils.files import to_json
 
+from ..test_detectors.tiny import build_detector, tiny_config
 from ..test_export import SMALL
 from .nets import NETS, SIZES, assert_equal, build, deployed_pair, images, run
 
@@ -108,6 +109,21 @@ def test_only_samples_that_are_on_are_computed(to, file):
         outputs, decisions = READERS[to](file)(images(1, 48, 56))
         assert all(y.isfinite().all() for y in outputs)
         assert sum(mask.sum() for mask in decisions.values()) <= 1
+
+
+def test_a_detectors_backbone_gives_its_neck_the_same_maps(to, file):
+    model = build_detector(tiny_config('faster_rcnn', paradigm='layer')).eval()
+    for masker in model.backbone.maskers():
+        torch.nn.init.normal_(masker.layer.conv.weight)
+        torch.nn.init.constant_(masker.layer.conv.bias, 0)
+    x = images(2, 64, 96)
+    with torch.no_grad():
+        maps, expected = model.backbone(x), model.extract_feat(x)
+        assert len(maps) == 4 and 0 < model.backbone.record.cost().mean_rate < 1
+        write_onnx(deploy(model).backbone, file, to)
+        model.backbone.forward = READERS[to](file)
+        assert largest_difference(model.backbone(x), maps) < 1e-4
+        assert largest_difference(model.extract_feat(x), expected) < 1e-4
 
 
 @pytest.mark.parametrize('paradigm', ['layer', 'channel', 'both'])
