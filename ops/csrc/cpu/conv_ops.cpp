@@ -163,11 +163,87 @@ class Shifts {
   std::vector<T> rows_;
 };
 
+// Copies lines [first, last) of a patch's window, its border included, zeros beyond the map.
+template <typename T>
+void copy_window(const T* from, const MapSize& in, int64_t depth, const Patch& patch,
+                 int64_t dilation, int64_t first, int64_t last, int64_t pitch, T* to) {
+  const int64_t x = patch.first.x - dilation;
+  const int64_t left = std::max(-x, int64_t(0)), right = std::min(pitch, in.width - x);
+  for (int64_t line = first; line < last; line++, to += pitch * depth) {
+    const int64_t y = patch.first.y + line - dilation;
+    if (y < 0 || y >= in.height || left >= right) {
+      std::fill_n(to, pitch * depth, T{});
+      continue;
+    }
+    std::fill_n(to, left * depth, T{});
+    std::copy_n(from + in.row(patch.first.sample, y, x + left) * depth, (right - left) * depth,
+                to + left * depth);
+    std::fill_n(to + right * depth, (pitch - right) * depth, T{});
+  }
+}
+
+// conv3x3 on wide patches, for tiles of many rows: each patch's window is copied once, so that
+// rows lie at equal distances for every tap, also from line to line. The positions between two
+// lines are computed in vain.
+template <typename T>
+void conv3x3_windows_as(const Tensor& y, const Tensor& index, int64_t listed,
+                        const PatchGrid& grid, int64_t dilation, const Weights<T>& weights,
+                        Tensor& rows_out) {
+  constexpr int64_t kMostRows = 224;
+  const auto& kernels = row_gemm<T>();
+  const MapSize in = size_of(y);
+  const int64_t depth = y.size(1), width = rows_out.size(2), threads = at::get_num_threads();
+  const int64_t pitch = grid.patch_width + 2 * dilation;
+  const int64_t pieces = ceil_div(grid.patch_height * pitch, kMostRows);
+  const int64_t lines = ceil_div(grid.patch_height, pieces), chunks = listed * pieces;
+  const int64_t panels = ceil_div(width, kernels.panel);
+  const int64_t share = ceil_div(panels, chunks % threads ? std::min(threads, panels) : 1);
+  const int64_t parts = ceil_div(panels, share);
+  const T* from = data_of<T>(y);
+  T* to = data_to<T>(rows_out);
+  const int32_t* patches = index.const_data_ptr<int32_t>();
+  at::parallel_for(0, chunks * parts, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> window((lines + 2 * dilation) * pitch * depth), unused(width);
+    RowAddresses<T> addresses;
+    for (int64_t task = begin; task < end; task++) {
+      const int64_t chunk = task / parts, p = chunk / pieces, first = chunk % pieces * lines;
+      const int64_t count = std::min(lines, grid.patch_height - first);
+      if (count <= 0) continue;
+      if (task == begin || task % parts == 0)
+        copy_window(from, in, depth, grid.at(patches[p]), dilation, first,
+                    first + count + 2 * dilation, pitch, window.data());
+      T* const out = to + (p * grid.area() + first * grid.patch_width) * width;
+      RowGemm<T> g;
+      g.relu = true;
+      set_block(g, weights.layout, 0, weights.data());
+      addresses.set(g, 0, (count - 1) * pitch + grid.patch_width, false,
+                    [&](int64_t, int64_t last, RowAddresses<T>& rows) {
+                      for (int64_t r = 0; r < last; r++) {
+                        const int64_t line = r / pitch, x = r % pitch;
+                        rows.out[r] = x < grid.patch_width
+                                          ? out + (line * grid.patch_width + x) * width
+                                          : unused.data();
+                        for (int64_t t = 0; t < 9; t++)
+                          rows.in[r * 9 + t] =
+                              window.data() + (r + (t / 3 * pitch + t % 3) * dilation) * depth;
+                      }
+                    });
+      const int64_t column = task % parts * share * kernels.panel;
+      keep_columns(g, column, std::min(width, column + share * kernels.panel));
+      kernels.run(g);
+    }
+  });
+}
+
 template <typename T>
 void conv3x3_patches_as(const Tensor& y, const Tensor& index, int64_t listed,
                         const PatchGrid& grid, const Window& window, const Weights<T>& weights,
                         const Channels& channels, const OptionalTensor& shifts_,
                         Tensor& rows_out) {
+  constexpr int64_t kTall = 16, kWide = 7;
+  if (row_gemm<T>().rows >= kTall && grid.patch_width >= kWide && window.stride == 1 &&
+      weights.layout.groups() == 1 && !channels.given())
+    return conv3x3_windows_as(y, index, listed, grid, window.dilation, weights, rows_out);
   const MapSize in = size_of(y);
   const int64_t depth = y.size(1), width = rows_out.size(2);
   const std::vector<T> zeros(depth, T{});

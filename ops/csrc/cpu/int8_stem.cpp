@@ -34,8 +34,12 @@ struct Int8Stem {
   int64_t pitch() const { return (in.width + 2 * padding()) * channels; }
   int64_t inputs() const { return ceil_div(kernel * kernel * channels, kTile) * kTile; }
   // Rows of the convolution that output rows [first, last) need.
-  int64_t conv_first(int64_t first) const { return pool ? std::max(2 * first - 1, int64_t(0)) : first; }
-  int64_t conv_last(int64_t last) const { return pool ? std::min(2 * last, conv.height) : last; }
+  int64_t conv_first(int64_t first) const {
+    return pool ? std::max(2 * first - 1, int64_t(0)) : first;
+  }
+  int64_t conv_last(int64_t last) const {
+    return pool ? std::min(2 * last, conv.height) : last;
+  }
 };
 
 // What a thread works on; buffers have room for copies of kCopy bytes at their ends.

@@ -27,6 +27,14 @@ struct StemShape {
   int64_t conv_last(int64_t last) const { return pool ? std::min(2 * last, conv.height) : last; }
 };
 
+// Copies the pixels of a row, `pixel` values apart; `channels` may be known to the compiler.
+template <typename T, typename Count>
+void copy_pixels(const T* from, int64_t pixels, at::IntArrayRef strides, Count channels,
+                 int64_t pixel, T* to) {
+  for (int64_t i = 0; i < pixels; i++, from += strides[3], to += pixel)
+    for (int64_t c = 0; c < channels; c++) to[c] = from[c * strides[1]];
+}
+
 // Input rows of one sample, padded with zeros, from the one that convolution row `first` reads.
 template <typename T>
 void pad_rows(const Tensor& x, const StemShape& s, int64_t sample, int64_t first, int64_t last,
@@ -39,8 +47,9 @@ void pad_rows(const Tensor& x, const StemShape& s, int64_t sample, int64_t first
     if (y < 0 || y >= s.in.height) continue;
     const T* from = data_of<T>(x) + sample * strides[0] + y * strides[2];
     T* row = to.data() + r * s.pitch() + s.padding() * s.pixel;
-    for (int64_t i = 0; i < s.in.width; i++, row += s.pixel)
-      for (int64_t c = 0; c < s.channels; c++) row[c] = from[i * strides[3] + c * strides[1]];
+    constexpr std::integral_constant<int64_t, 3> kColours;
+    if (s.channels == kColours) copy_pixels(from, s.in.width, strides, kColours, s.pixel, row);
+    else copy_pixels(from, s.in.width, strides, s.channels, s.pixel, row);
   }
 }
 
