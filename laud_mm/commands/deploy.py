@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> dict:
         raise ValueError(f'one_image must be False for {args.to!r}, got True')
     if args.to not in TORCH_KINDS:
         if args.quantized is not None:
-            raise ValueError(f'quantized must be left out for {args.to!r}, whose own quantisers make '
+            raise ValueError(f'quantized must be left out for {args.to!r}, whose quantisers make '
                              f'it int8, got {args.quantized!r}')
         need('onnx', dict(onnx='onnxruntime').get(args.to, args.to))  # before work starts
         if args.precision not in (None, 'fp32'):

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not ops.has_kernel('cpu'), reason='the operation
 
 # What is wrong with one argument, whatever the operation.
 WRONG = {
-    'int map': (('x', 'y', 'out', 'identity'), lambda t: t.int(), 'float'),
+    'int map': (('x', 'y', 'out', 'identity'), lambda t: t.int(), 'float|uint8'),
     'layout': (('x', 'y', 'out', 'identity', 'residual'), lambda t: t.transpose(1, -1), None),
     'no positions': (('x', 'y'), lambda t: t[..., :0], None),
     'other type': (('weight', 'bias', 'identity', 'residual', 'rows'), lambda t: t.double(), None),
@@ -32,7 +32,10 @@ DEFAULTS = dict(conv1x1_positions=dict(stride=1), conv3x3_patches=dict(
 # Arguments whose type or size is free, or that other checks name.
 FREE = {('patch_mask', 'weight'), ('patch_mask', 'bias'), ('pack_conv', 'weight'),
         ('pack_winograd', 'weight'), ('pack_conv', 'bias'), ('pack_winograd', 'bias'),
-        ('excite_patches_', 'rows')}
+        ('excite_patches_', 'rows'), ('patch_mask_int8', 'weight'), ('patch_mask_int8', 'bias')}
+ANY_LAYOUT = ('gather_tokens', 'scatter_add_tokens_', 'stem_conv', 'stem_int8', 'quantize',
+              'dequantize')
+ANY_SIZE = ('gather_tokens', 'quantize', 'dequantize')
 
 
 def cases():
@@ -46,9 +49,8 @@ def cases():
                     continue
                 if what == 'other type' and (name, argument) in FREE:
                     continue
-                if what == 'layout' and name in ('gather_tokens', 'scatter_add_tokens_',
-                                                 'stem_conv') \
-                        or what == 'no positions' and name == 'gather_tokens':
+                if what == 'layout' and name in ANY_LAYOUT \
+                        or what == 'no positions' and name in ANY_SIZE:
                     continue
                 yield pytest.param(name, argument, change, message, id=f'{name}-{argument}-{what}')
 

@@ -34,8 +34,12 @@ struct Int8Stem {
   int64_t pitch() const { return (in.width + 2 * padding()) * channels; }
   int64_t inputs() const { return ceil_div(kernel * kernel * channels, kTile) * kTile; }
   // Rows of the convolution that output rows [first, last) need.
-  int64_t conv_first(int64_t first) const { return pool ? std::max(2 * first - 1, int64_t(0)) : first; }
-  int64_t conv_last(int64_t last) const { return pool ? std::min(2 * last, conv.height) : last; }
+  int64_t conv_first(int64_t first) const {
+    return pool ? std::max(2 * first - 1, int64_t(0)) : first;
+  }
+  int64_t conv_last(int64_t last) const {
+    return pool ? std::min(2 * last, conv.height) : last;
+  }
 };
 
 // What a thread works on; buffers have room for copies of kCopy bytes at their ends.
@@ -142,7 +146,8 @@ Tensor stem_int8(const Tensor& x, const Tensor& weight, const Tensor& bias,
                  const Tensor& multiplier, double scale, int64_t zero, int64_t stride, bool pool,
                  const OptionalTensor& packed) {
   check_floating("x", x);
-  TORCH_CHECK(x.dim() == 4, "x must be (N, C, H, W), got shape ", x.sizes());
+  TORCH_CHECK(x.dim() == 4 && x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0,
+              "x must be (N, C, H, W) with channels and positions, got shape ", x.sizes());
   check_positive("stride", stride);
   TORCH_CHECK(scale > 0, "scale must be above 0, got ", scale);
   TORCH_CHECK(zero >= 0 && zero <= 255, "zero must be from 0 to 255, got ", zero);
