@@ -41,7 +41,7 @@ class TokenBackbone(nn.Module):
         if weight.dtype != torch.float32:
             raise ValueError(f'precision must be fp32 for ONNX, got {weight.dtype}')
         self.net, self.with_decisions = net, with_decisions
-        self.dtype, self.device = weight.dtype, weight.device
+        self.dtype, self.device, self.computes_in = weight.dtype, weight.device, 'float32'
         self.in_channels, self.out_indices = net.in_channels, net.out_indices
         self.stem = SimpleNamespace(out_size=lambda size: (math.prod(token_grid(size)) + 1, 1))
 

@@ -318,7 +318,7 @@ def _relu(run, step):
 def _stem_conv(run, step):
     conv = run.weights.named(step.part)
     x = run.x.to(conv.weight.dtype)  # under autocast
-    run.y = ops.stem_conv(x, conv.weight, conv.bias, step.op.stride, bool(step.inner),
+    run.y = ops.stem_conv(x, conv.weight, conv.bias, step.op.stride, len(step.inner) > 0,
                           conv.packed_stem)
 
 

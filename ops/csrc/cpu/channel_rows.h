@@ -71,7 +71,7 @@ class PanelSlice {
 template <typename T>
 void run_sliced(RowGemm<T> g, const ChannelList& channels, int64_t sample, bool picks_inputs,
                 const T* weights, const Unit<T>* bias, int64_t inputs, int64_t outputs,
-                int64_t column, int64_t last_column, std::vector<Unit<T>>& scratch) {
+                int64_t column, int64_t last_column, AlignedRows<Unit<T>>& scratch) {
   const auto& kernels = row_gemm<T>();
   constexpr int64_t step = RowTypes<T>::step;
   const auto* units = reinterpret_cast<const Unit<T>*>(weights);
@@ -81,15 +81,15 @@ void run_sliced(RowGemm<T> g, const ChannelList& channels, int64_t sample, bool 
   for (; column < last_column; column += kernels.panel) {
     const PanelSlice<T> slice(channels, sample, column,
                               std::min(kernels.panel, last_column - column));
-    scratch.resize(slice.padded() * (1 + g.taps * rows));
-    slice.row(bias, scratch.data());
-    Unit<T>* to = scratch.data() + slice.padded();
+    Unit<T>* const own_bias = scratch.of(slice.padded() * (1 + g.taps * rows));
+    slice.row(bias, own_bias);
+    Unit<T>* to = own_bias + slice.padded();
+    g.packed = reinterpret_cast<const T*>(to);
     for (int64_t t = 0; t < g.taps; t++)
       for (int64_t k = 0; k < rows; k++, to += slice.padded())
         slice.row(units + (t * all_rows + (picks_inputs ? unit_of<T>(channels, sample, k) : k)) *
                               outputs, to);
-    g.bias = scratch.data();
-    g.packed = reinterpret_cast<const T*>(scratch.data() + slice.padded());
+    g.bias = own_bias;
     g.columns = std::min(kernels.panel, last_column - column);
     g.out_offset = column;
     kernels.run(g);
@@ -110,7 +110,8 @@ void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T
   const int64_t share = ceil_div(2 * at::get_num_threads(), parts.size());
   at::parallel_for(0, parts.size() * share, 1, [&](int64_t begin, int64_t end) {
     RowAddresses<T> addresses;
-    std::vector<Unit<T>> scratch;
+    AlignedRows<Unit<T>> scratch;
+    std::vector<Unit<T>> shifted;
     std::vector<int32_t> picked;
     for (int64_t task = begin; task < end; task++) {
       const SampleRows& part = parts[task / share];
@@ -138,10 +139,10 @@ void run_channel_rows(const PackedLayout& layout, const T* weights, const Unit<T
           picked[k] = unit_of<T>(channels, part.sample, k);
         g.picked = picked.data();
         if (shifts) {
-          scratch.assign(g.bias, g.bias + round_up(g.columns, kernels.vector));
+          shifted.assign(g.bias, g.bias + round_up(g.columns, kernels.vector));
           const Unit<T>* own = shifts + part.sample * g.columns;
-          for (int64_t c = 0; c < g.columns; c++) scratch[c] += own[c];
-          g.bias = scratch.data();
+          for (int64_t c = 0; c < g.columns; c++) shifted[c] += own[c];
+          g.bias = shifted.data();
         }
         keep_columns(g, column, last_column);
         kernels.run(g);

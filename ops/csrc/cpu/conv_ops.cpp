@@ -203,7 +203,9 @@ void conv3x3_windows_as(const Tensor& y, const Tensor& index, int64_t listed,
   T* to = data_to<T>(rows_out);
   const int32_t* patches = index.const_data_ptr<int32_t>();
   at::parallel_for(0, chunks * parts, 1, [&](int64_t begin, int64_t end) {
-    std::vector<T> window((lines + 2 * dilation) * pitch * depth), unused(width);
+    AlignedRows<T> memory;
+    T* const window = memory.of((lines + 2 * dilation) * pitch * depth);
+    std::vector<T> unused(width);
     RowAddresses<T> addresses;
     for (int64_t task = begin; task < end; task++) {
       const int64_t chunk = task / parts, p = chunk / pieces, first = chunk % pieces * lines;
@@ -211,7 +213,7 @@ void conv3x3_windows_as(const Tensor& y, const Tensor& index, int64_t listed,
       if (count <= 0) continue;
       if (task == begin || task % parts == 0)
         copy_window(from, in, depth, grid.at(patches[p]), dilation, first,
-                    first + count + 2 * dilation, pitch, window.data());
+                    first + count + 2 * dilation, pitch, window);
       T* const out = to + (p * grid.area() + first * grid.patch_width) * width;
       RowGemm<T> g;
       g.relu = true;
@@ -225,7 +227,7 @@ void conv3x3_windows_as(const Tensor& y, const Tensor& index, int64_t listed,
                                           : unused.data();
                         for (int64_t t = 0; t < 9; t++)
                           rows.in[r * 9 + t] =
-                              window.data() + (r + (t / 3 * pitch + t % 3) * dilation) * depth;
+                              window + (r + (t / 3 * pitch + t % 3) * dilation) * depth;
                       }
                     });
       const int64_t column = task % parts * share * kernels.panel;

@@ -1,5 +1,6 @@
 // RowGemm of Bfloat16 by AMX: a tile is 16 rows by 16 columns, its product takes up to 32 inputs
-// at once. Tiles read rows that lie at equal distances; other rows are copied side by side first.
+// at once. Tiles read rows that lie at equal distances and begin with a line of the cache (loads of
+// others take several times as long); other rows are copied first.
 #include "row_gemm.h"
 
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
@@ -30,6 +31,7 @@ namespace amx {
 namespace {
 
 constexpr int64_t kRows = 16, kColumns = 16, kPairs = 16, kPanel = 64;
+constexpr int64_t kLine = 32;  // values of a line of the cache
 
 // What ldtilecfg reads.
 struct alignas(64) TileConfig {
@@ -73,7 +75,10 @@ struct Depth {
     return {(given + steps - 1) / steps, steps, given};
   }
   int64_t padded() const { return pairs * steps; }
+  int64_t copied() const { return round_up(2 * padded(), kLine); }  // values of a copied row
 };
+
+bool aligned(int64_t bytes) { return bytes % (kLine * int64_t(sizeof(Bfloat16))) == 0; }
 
 void configure(int64_t pairs) {
   TileConfig config;
@@ -87,13 +92,14 @@ void configure(int64_t pairs) {
 // Rows of every tap, a block of 16 after the other; `rows` gets (blocks, taps).
 void find_rows(const RowGemm<Bfloat16>& g, const Depth& depth, Rows* rows, Bfloat16* scratch) {
   const bool whole = depth.padded() * 2 == g.depth;
-  const int64_t width = depth.padded() * 2;
+  const int64_t width = depth.copied();
   for (int64_t row = 0; row < g.rows; row += kRows) {
     const int64_t count = g.rows - row < kRows ? g.rows - row : kRows;
     for (int64_t t = 0; t < g.taps; t++, rows++) {
       const Bfloat16* const* in = g.in + row * g.taps + t;
       const int64_t stride = in[g.taps] - in[0];
-      bool even = whole && count == kRows;
+      bool even = whole && count == kRows && aligned(stride * int64_t(sizeof(Bfloat16))) &&
+                  aligned(reinterpret_cast<intptr_t>(in[0] + g.in_offset));
       for (int64_t r = 2; even && r < kRows; r++)
         even = in[r * g.taps] - in[(r - 1) * g.taps] == stride;
       if (even) {
@@ -179,7 +185,7 @@ void run(const RowGemm<Bfloat16>& g) {
   const int64_t blocks = (g.rows + kRows - 1) / kRows;
   Rows* const rows = reinterpret_cast<Rows*>(
       found.of(blocks * g.taps * sizeof(Rows) / sizeof(Bfloat16)));
-  find_rows(g, depth, rows, copies.of(blocks * kRows * g.taps * depth.padded() * 2));
+  find_rows(g, depth, rows, copies.of(blocks * kRows * g.taps * depth.copied()));
   configure(depth.pairs);
   for (int64_t first = 0; first < g.columns; first += kPanel) {
     const int64_t columns = g.columns - first < kPanel ? g.columns - first : kPanel;

@@ -30,6 +30,21 @@ struct Tasks {
   int64_t count() const { return row_chunks * column_chunks; }
 };
 
+// Memory that begins with a line of the cache.
+template <typename T>
+class AlignedRows {
+ public:
+  T* of(size_t size) {
+    constexpr size_t kLine = 64;
+    values_.resize(size + kLine / sizeof(T));
+    const size_t over = reinterpret_cast<uintptr_t>(values_.data()) % kLine;
+    return values_.data() + (kLine - over) % kLine / sizeof(T);
+  }
+
+ private:
+  std::vector<T> values_;
+};
+
 // Addresses of some rows; `add` only where asked for.
 template <typename T>
 struct RowAddresses {
