@@ -1,4 +1,4 @@
-"""Time every operation beside its reference and its dense counterpart, in turn.
+"""Time every operation in floating point beside its reference and its dense counterpart, in turn.
 
     benchmarks/ops.py --threads 2 --json OUT --plot OUT.png
 
@@ -78,6 +78,8 @@ class Inputs:
         self.sliceable = {name: ops.slice_ready(getattr(self, name)[0])
                           for name in ('conv1', 'conv2')}
         self.tokens = torch.randn(n, side * side, c)
+        self.image = torch.rand(n, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+        self.stem = self.conv(64, 3, 7)
         self.token_index = random_mask(torch.ones(n * side * side), rate).nonzero()[:, 0]
 
     def map(self, channels):
@@ -119,6 +121,8 @@ def cases(i):
         OpCase('masker_conv1x1', lambda op: op(i.x, *i.conv1, *i.logit, s,
                                                packed=i.packed['conv1']),
                lambda: (dense_mask(), conv(i.x, i.conv1)())),
+        OpCase('stem_conv', lambda op: op(i.image, *i.stem, 2, True), lambda: F.max_pool2d(
+            F.relu_(F.conv2d(i.image, *i.stem, stride=2, padding=3)), 3, 2, 1)),
         OpCase('pack_conv', lambda op: op(*i.conv2)),
         OpCase('pack_winograd', lambda op: op(*i.conv2)),
         OpCase('conv1x1_positions', lambda op: op(
