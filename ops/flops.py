@@ -35,7 +35,7 @@ def _per_sample(index, count, size, granularity, samples):
 
 
 def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
-                      channel_count=None, group_size=1, packed=None, **kwargs):
+                      channel_count=None, group_size=1, packed=None, *_, **kwargs):
     samples, (outputs, inputs) = len(x), weight.shape[:2]
     area = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
     positions = torch.full((samples,), area)
@@ -47,7 +47,7 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
 
 def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilation=1, groups=1,
                     channel_index=None, channel_count=None, group_size=1, packed=None,
-                    winograd=False, **kwargs):
+                    winograd=False, *_, **kwargs):
     samples, (outputs, inputs) = len(y), weight.shape[:2]
     size = tuple((n - 1) // stride + 1 for n in y.shape[-2:])
     positions = _per_sample(index, count, size, granularity, samples)
@@ -59,7 +59,7 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
 
 def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity,
                          channel_index=None, channel_count=None, group_size=1, packed=None,
-                         **kwargs):
+                         *_, **kwargs):
     samples, (outputs, inputs) = len(out), weight.shape[:2]
     positions = _per_sample(index, count, out.shape[-2:], granularity, samples)
     inputs = _picked(channel_count, group_size, samples, inputs)
@@ -67,7 +67,7 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
 
 
 def excite_patches_(rows, index, count, height, width, granularity, weight1, bias1, weight2,
-                    bias2, **kwargs):
+                    bias2, *_, **kwargs):
     grid = -(-height // granularity) * -(-width // granularity)
     samples = -(-len(index) // grid)
     if _values(index) is not None:
@@ -75,48 +75,48 @@ def excite_patches_(rows, index, count, height, width, granularity, weight1, bia
     return 4 * samples * weight1.numel()
 
 
-def patch_mask(x, weight, bias, window, **kwargs):
+def patch_mask(x, weight, bias, window, *_, **kwargs):
     return 2 * len(x) * -(-x.shape[2] // window) * -(-x.shape[3] // window) * x.shape[1]
 
 
-def masker_conv1x1(x, weight, bias, mask_weight, mask_bias, window, packed=None, **kwargs):
+def masker_conv1x1(x, weight, bias, mask_weight, mask_bias, window, packed=None, *_, **kwargs):
     return (conv1x1_positions(x, None, None, weight, bias)
             + patch_mask(x, mask_weight, mask_bias, window))
 
 
 def conv1x1_positions_int8(x, index, count, weight, bias, multiplier, stride=1, packed=None,
-                           **kwargs):
+                           *_, **kwargs):
     return conv1x1_positions(x, index, count, weight, bias, stride)
 
 
-def shortcut_int8(x, weight, bias, multiplier, stride=1, packed=None, **kwargs):
+def shortcut_int8(x, weight, bias, multiplier, stride=1, packed=None, *_, **kwargs):
     return conv1x1_positions(x, None, None, weight, bias, stride)
 
 
 def conv3x3_patches_int8(y, index, count, weight, bias, multiplier, granularity, stride=1,
-                         dilation=1, packed=None, **kwargs):
+                         dilation=1, packed=None, *_, **kwargs):
     return conv3x3_patches(y, index, count, weight, bias, granularity, stride, dilation)
 
 
 def conv1x1_add_patches_int8_(out, identity, rows, index, count, weight, bias, multiplier,
-                              granularity, packed=None, **kwargs):
+                              granularity, packed=None, *_, **kwargs):
     return conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity)
 
 
-def patch_mask_int8(x, weight, bias, window, **kwargs):
+def patch_mask_int8(x, weight, bias, window, *_, **kwargs):
     return patch_mask(x, weight, bias, window)
 
 
-def conv_map(x, weight, bias, stride=1, dilation=1, groups=1, **kwargs):
+def conv_map(x, weight, bias, stride=1, dilation=1, groups=1, *_, **kwargs):
     area = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
     return 2 * x.shape[0] * area * weight.numel()
 
 
-def stem_conv(x, weight, bias, stride, pool, **kwargs):
+def stem_conv(x, weight, bias, stride, pool, packed=None, *_, **kwargs):
     return conv_map(x, weight, bias, stride)
 
 
-def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, **kwargs):
+def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, packed=None, *_, **kwargs):
     return conv_map(x, weight, bias, stride)
 
 
