@@ -53,6 +53,15 @@ def conv3x3_patches(y, index, count, weight, bias, granularity, stride=1, dilati
     positions = _per_sample(index, count, size, granularity, samples)
     if channel_count is not None:
         picked = _picked(channel_count, group_size, samples, outputs)
+        if groups > 1:  # an output reads the active inputs of its own convolution group
+            if _values(channel_count) is None:
+                return 2 * 9 * int(positions.sum()) * inputs * outputs
+            on = [index[:int(count)].cpu().long() * group_size
+                  for index, count in zip(channel_index, channel_count)]
+            pairs = torch.stack([torch.bincount(
+                (first[:, None] + torch.arange(group_size)).flatten() // inputs,
+                minlength=groups).square().sum() for first in on])
+            return 2 * 9 * int((positions * pairs).sum())
         return 2 * 9 * int((positions * picked * picked).sum())
     return 2 * 9 * int(positions.sum()) * inputs * outputs
 
