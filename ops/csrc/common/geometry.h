@@ -83,4 +83,22 @@ LAUD_HOST_DEVICE int64_t input_row(const MapSize& in, const Window& window, cons
   return inside ? in.row(out.sample, y, x) : -1;
 }
 
+// Calls visit(row, patch, y, x) for rows [first, last) of listed patches; rows beyond the
+// map's edge have patch.height or patch.width smaller than their place.
+template <typename Visit>
+void visit_rows(const PatchGrid& grid, const int32_t* patches, int64_t first, int64_t last,
+                const Visit& visit) {
+  const int64_t area = grid.area();
+  for (int64_t row = first; row < last;) {
+    const int64_t p = row / area;
+    const Patch patch = grid.at(patches[p]);
+    const int64_t end = min_of(last, (p + 1) * area);
+    int64_t y = (row - p * area) / grid.patch_width, x = (row - p * area) % grid.patch_width;
+    for (; row < end; row++) {
+      visit(row, patch, y, x);
+      if (++x == grid.patch_width) x = 0, y++;
+    }
+  }
+}
+
 }  // namespace laud

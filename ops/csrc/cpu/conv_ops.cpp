@@ -90,24 +90,6 @@ void conv1x1_positions_as(const Tensor& x, const OptionalTensor& index, int64_t 
               });
 }
 
-// Calls visit(row, patch, y, x) for rows [first, last) of listed patches; rows beyond the
-// map's edge have patch.height or patch.width smaller than their place.
-template <typename Visit>
-void visit_rows(const PatchGrid& grid, const int32_t* patches, int64_t first, int64_t last,
-                const Visit& visit) {
-  const int64_t area = grid.area();
-  for (int64_t row = first; row < last;) {
-    const int64_t p = row / area;
-    const Patch patch = grid.at(patches[p]);
-    const int64_t end = std::min(last, (p + 1) * area);
-    int64_t y = (row - p * area) / grid.patch_width, x = (row - p * area) % grid.patch_width;
-    for (; row < end; row++) {
-      visit(row, patch, y, x);
-      if (++x == grid.patch_width) x = 0, y++;
-    }
-  }
-}
-
 // Which of three taps lie inside the map, as bits.
 inline int64_t taps_inside(int64_t at, int64_t size, const Window& window) {
   int64_t bits = 0;

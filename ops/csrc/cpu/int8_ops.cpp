@@ -208,24 +208,6 @@ std::tuple<Tensor, Tensor> shortcut_int8(const Tensor& x, const Tensor& weight,
   return {wide, y};
 }
 
-// Calls visit(row, patch, y, x) for rows [first, last) of listed patches; rows beyond the
-// map's edge have patch.height or patch.width smaller than their place.
-template <typename Visit>
-void visit_rows(const PatchGrid& grid, const int32_t* patches, int64_t first, int64_t last,
-                const Visit& visit) {
-  const int64_t area = grid.area();
-  for (int64_t row = first; row < last;) {
-    const int64_t p = row / area;
-    const Patch patch = grid.at(patches[p]);
-    const int64_t end = std::min(last, (p + 1) * area);
-    int64_t y = (row - p * area) / grid.patch_width, x = (row - p * area) % grid.patch_width;
-    for (; row < end; row++) {
-      visit(row, patch, y, x);
-      if (++x == grid.patch_width) x = 0, y++;
-    }
-  }
-}
-
 Tensor conv3x3_patches_int8(const Tensor& y, const Tensor& index, const Tensor& count,
                             const Tensor& weight, const Tensor& bias, const Tensor& multiplier,
                             int64_t granularity, int64_t stride, int64_t dilation,
