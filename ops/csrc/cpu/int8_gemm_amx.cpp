@@ -11,8 +11,8 @@
 #endif
 #include <immintrin.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+
+#include "amx.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                                  \
@@ -35,14 +35,7 @@ void dequantize(const uint8_t* x, float scale, int64_t size, float* to);
 
 namespace amx_int8 {
 
-bool allowed() {
-  unsigned a = 7, b = 0, c = 0, d = 0;
-  __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;
-  if (!(d & kTile) || !(d & kInt8)) return false;
-  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of a process
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-}
+bool allowed() { return tiles_allowed(kAmxInt8); }
 
 namespace {
 

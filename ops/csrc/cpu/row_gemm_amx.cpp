@@ -5,12 +5,11 @@
 
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) || __GNUC__ >= 11)
 #define LAUD_AMX 1
-#include <cpuid.h>
 #include <immintrin.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+
+#include "amx.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(                                                            \
@@ -214,14 +213,7 @@ void run(const RowGemm<Bfloat16>& g) {
 
 }  // namespace
 
-// Asks the system for the tiles' registers, once for the process.
-bool usable() {
-  unsigned a, b, c, d;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool tiles = d >> 24 & 1, products = d >> 22 & 1;
-  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return tiles && products && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-}
+bool usable() { return tiles_allowed(kAmxBfloat16); }
 
 RowGemmKernels<Bfloat16> bfloats() {
   RowGemmKernels<Bfloat16> kernels = avx512_bf16::bfloats;
