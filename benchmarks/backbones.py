@@ -1,6 +1,7 @@
 """`tools/latency.py measure` as the results here were made: batch 8, beside every static net.
 
-The static net runs eager, compiled, in onnxruntime and in OpenVINO.
+The static net runs eager, compiled, in onnxruntime and in OpenVINO, the dynamic one eager and
+deployed.
 
     benchmarks/backbones.py --network resnet101 --paradigm layer --rate 0.5 --batch 8 --json OUT
 """
@@ -19,7 +20,9 @@ def main():
                         help='do not time the compiled static net')
     parser.add_argument('--no-peers', dest='peers', action='store_false',
                         help='do not time the static net in onnxruntime and OpenVINO')
-    parser.set_defaults(command='measure', batch=[8], compile=True, peers=True)
+    parser.add_argument('--no-deployed', dest='deployed', action='store_false',
+                        help='do not time the deployed net')
+    parser.set_defaults(command='measure', batch=[8], compile=True, peers=True, deployed=True)
     args = parser.parse_args()
     try:
         if args.peers and check_device(args.device).type != 'cpu':

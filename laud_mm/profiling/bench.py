@@ -1,4 +1,5 @@
 """Time whole LAUD backbones beside their static nets, at forced rates."""
+import copy
 import math
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -7,13 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from laud_mm.deploy import CompiledBackbone, deploy
 from laud_mm.latency.measure import Timer, keep_freed_memory, measure_interleaved
 from laud_mm.latency.sweep import Setting, granularity_arguments, stage_granularity
 from laud_mm.models.dynamic import force_rate, replay
 from laud_mm.registry import MODELS
 from laud_mm.specs import NETWORKS, Rates, backbone_spec, family_of
 from laud_mm.specs.arguments import check_choice, check_fraction
+from laud_mm.specs.bottleneck import MASKS
 
 from .make_plan import block_inputs
 from .peers import PRECISION_OF, static_peers
@@ -22,6 +26,7 @@ from .probe import DriftProbe
 MEASURED_COLUMNS = ('network', 'paradigm', 'granularity', 'realised_rate', 'batch',
                     'flops_fraction', 'static_p50_ms', 'compiled_p50_ms', 'p50_ms', 'p90_ms',
                     'p99_ms', 'ratio_to_fastest_static')
+DEPLOYED_COLUMNS = ('deployed_rate', 'deployed_p50_ms', 'deployed_ratio_to_fastest_static')
 PEER_COLUMNS = ('fastest_static', 'fastest_of_all', 'ratio_to_fastest_of_all')
 PRECISIONS = ('fp32', 'tf32', 'fp16', 'bf16', 'amp_fp16', 'amp_bf16')
 _WHOLE = dict(fp16=torch.float16, bf16=torch.bfloat16)
@@ -112,6 +117,8 @@ class TimedBackbone:
             over runs that were timed together.
         cost (ActivationCost): What was decided.
         programs (dict[str, Callable]): What was timed.
+        deployed_ratios (dict[str, float]): The deployed net over each static one, likewise;
+            empty where none was timed.
         without_maskers (float | None): Dynamic less its maskers, over static, likewise;
             where maskers were timed.
     """
@@ -119,11 +126,12 @@ class TimedBackbone:
     ratios: dict
     cost: Any
     programs: dict
+    deployed_ratios: dict
     without_maskers: float | None = None
 
 
 def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers=False,
-                  settle=False):
+                  settle=False, deployed=None):
     """Time a backbone at an exact forced rate, and its static net.
 
     Args:
@@ -137,6 +145,8 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers
             name: functions without arguments.
         time_maskers (bool): Also time the maskers alone.
         settle (bool): See `measure_interleaved`.
+        deployed (Callable, optional): A deployed form of the net that decides likewise, a
+            function without arguments, to time too.
 
     Returns:
         TimedBackbone: The figures.
@@ -156,16 +166,22 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers
     if time_maskers:
         inputs = block_inputs(net, x)
         programs['maskers'] = lambda: [block.masker(y) for block, y in inputs]
+    if deployed:
+        programs['deployed'] = deployed
     stats, samples = measure_interleaved(programs, x.device, warmup, repeats, settle=settle)
-    ratios = {name: float(np.median(np.divide(samples['dynamic'], own)))
-              for name, own in samples.items() if name not in ('dynamic', 'maskers')}
+
+    def ratios_of(form):
+        return {name: float(np.median(np.divide(samples[form], own)))
+                for name, own in samples.items() if name not in ('dynamic', 'deployed', 'maskers')}
     without = float(np.median((np.array(samples['dynamic']) - samples['maskers'])
                               / samples['static'])) if time_maskers else None
-    return TimedBackbone(stats, ratios, cost, programs, without)
+    return TimedBackbone(stats, ratios_of('dynamic'), cost, programs,
+                         ratios_of('deployed') if deployed else {}, without)
 
 
 def measure_setting(setting, device='cpu', precision='fp32', layout='channels_last',
-                    compile_static=False, warmup=5, repeats=30, plan=None, peers=False):
+                    compile_static=False, warmup=5, repeats=30, plan=None, peers=False,
+                    deployed=False):
     """Time a network and its static counterpart in turn.
 
     Args:
@@ -180,6 +196,8 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         warmup (int): Untimed runs of each.
         repeats (int): Timed runs of each.
         peers (bool): Also time the static net in other runtimes, on the CPU, see `static_peers`.
+        deployed (bool): Also time the deployed net, compiled. Its maskers decide for the same
+            number of units in each block, see `decide_as_often`.
 
     Returns:
         dict: Latencies in ms per image: `p50_ms` and others of the dynamic
@@ -189,6 +207,7 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         medians of runs that were timed together. `fastest_static` names the fastest
         static net of the same precision, `fastest_of_all` that of any precision. With `peers`
         there are `runtimes`, their versions, and `missing`, what could not be timed and why.
+        With `deployed` also `deployed_p50_ms`, `deployed_rate` and `deployed_ratios`.
 
     Raises:
         ValueError: If peers are asked for elsewhere than on the CPU.
@@ -212,8 +231,11 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         if others is not None:
             statics.update(others.programs)
         rate = setting.rate if setting.block_rates is None else setting.block_rates
+        run_deployed = deployed_rate = None
+        if deployed:
+            run_deployed, deployed_rate = deployed_net(net, x, rate)
         timed = time_backbone(net, x, rate, warmup, repeats, statics, plan is not None,
-                              settle=bool(peers))
+                              settle=bool(peers), deployed=run_deployed)
         dense = plan and dense_blocks(net, x, timed.cost)
         stages = {name: stage_latencies(net, timed.programs[name], device, max(repeats // 3, 3))
                   for name in ('dynamic', 'static')}
@@ -240,12 +262,88 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
     if others is not None:
         row.update(fastest_of_all=of_all, ratio_to_fastest_of_all=timed.ratios[of_all],
                    runtimes=others.versions, missing=others.missing)
+    if deployed:
+        row.update(per_image('deployed', 'deployed_'), deployed_rate=deployed_rate,
+                   deployed_ratios=timed.deployed_ratios,
+                   deployed_ratio_to_fastest_static=timed.deployed_ratios[fastest])
     if plan is not None:
         row.update(per_image('maskers', 'maskers_'), dense_blocks=dense,
                    ratio_to_static_without_maskers=timed.without_maskers)
     row['stages'] = [dict(stage=i + 1, p50_ms=d / setting.batch, static_p50_ms=s / setting.batch)
                      for i, (d, s) in enumerate(zip(stages['dynamic'], stages['static']))]
     return row
+
+
+def deployed_net(net, x, rate):
+    """A compiled deployed net at a rate that is forced through its maskers' weights.
+
+    Returns:
+        tuple[Callable, float]: A function without arguments that runs it on `x`, and the mean
+        rate that it has there.
+    """
+    with force_rate(net, rate):
+        net(x)
+    own = copy.deepcopy(net)
+    decide_as_often(own, x, net.record.decisions)
+    own(x)
+    torch._dynamo.reset()
+    compiled = CompiledBackbone(deploy(own, image_size=x.shape[-2:], batch=len(x)))
+    return partial(compiled, x), own.record.cost().mean_rate.item()
+
+
+@torch.no_grad()
+def decide_as_often(net, images, decisions):
+    """Give maskers weights by which they decide for as many units as is recorded.
+
+    Logits lie along random directions, so that images and patches differ; thresholds lie between
+    the logits of these images. In half precision a count may be missed where logits are near
+    each other.
+
+    Args:
+        net (LAUDBackbone): A network of convolutions, in evaluation. Its maskers are changed.
+        images (Tensor): (N, C, H, W).
+        decisions (dict[str, Decision]): From `ActivationRecord.decisions`.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def directions(rows, inputs):
+        """(rows, C): orthogonal to the mean of the (M, C) inputs."""
+        found = torch.randn(rows, inputs.shape[1], generator=generator).to(inputs)
+        if len(inputs) == 1:  # thresholds alone decide
+            return torch.zeros_like(found)
+        mean = F.normalize(inputs.mean(0), dim=0)
+        found -= (found @ mean)[:, None] * mean
+        return found / (inputs @ found.t()).std(0, correction=0).clamp(min=1e-6)[:, None]
+
+    def set_masker(block, inputs):  # right before the block decides by it
+        for name, masker in block.masker.named_children():
+            mask = getattr(decisions[block.shape.name], MASKS[name])
+            if name == 'channel':
+                layer, values = masker.fc2, masker.features(inputs[0]).float()
+                counts = mask.sum(0)  # images in which each group is on
+            else:
+                layer, values = masker.conv, masker.pool(inputs[0]).float()
+                values, counts = values.movedim(1, -1).flatten(0, -2), mask.sum()[None]
+            rows = directions(len(counts), values)
+            layer.weight.zero_()[:len(counts)] = rows.view_as(layer.weight[:len(counts)])
+            margins = values @ layer.weight[:len(counts)].flatten(1).float().t()
+            layer.bias.zero_()[:len(counts)] = torch.stack([
+                -_threshold(own, int(count)) for own, count in zip(margins.t(), counts)])
+    handles = [block.register_forward_pre_hook(set_masker)
+               for block in net.blocks() if block.masker is not None]
+    try:
+        net(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _threshold(values, count):
+    """A value that `count` of the values are above."""
+    order = values.sort(descending=True).values
+    if count in (0, len(order)):
+        return order[0] + 1 if count == 0 else order[-1] - 1
+    return order[count - 1:count + 1].mean()
 
 
 def dense_blocks(net, x, cost):

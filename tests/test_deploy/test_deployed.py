@@ -178,6 +178,18 @@ def test_one_compiled_graph_serves_all_sizes(name, paradigm, backend):
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_a_graph_returns_maps_in_the_images_format(memory_format):
+    net, deployed = deployed_pair('LAUDResNet', 'layer')
+    torch._dynamo.reset()
+    compiled = CompiledBackbone(deployed, backend='eager')
+    for size in [(1, 48, 64), (3, 64, 40), (2, 56, 56)]:
+        x = images(*size).contiguous(memory_format=memory_format)
+        expected, found = run(net, x)[0], compiled(x)[0]
+        assert largest_difference(found, expected) < 1e-4
+        assert all(y.is_contiguous(memory_format=memory_format) for y in found)
+
+
 def test_torch_compile_makes_one_graph_of_several_images_and_one_of_one():
     net, deployed = deployed_pair('LAUDResNet', 'layer')
     torch._dynamo.reset()

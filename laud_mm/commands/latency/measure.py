@@ -20,6 +20,9 @@ def add_arguments(parser):
     parser.add_argument('--compile', action='store_true', help='time the compiled static net too')
     parser.add_argument('--peers', action='store_true',
                         help='time the static net in onnxruntime and OpenVINO too')
+    parser.add_argument('--deployed', action='store_true',
+                        help='time the deployed net, compiled, too; its maskers decide for as '
+                             'many units as --rate says')
     add_outputs(parser, 'the ratios')
     parser.add_argument('--gates', help='a report of the latency hook: every block at the rate '
                                         'that it had in a trained network, instead of --rate')
@@ -32,7 +35,12 @@ def run(args):
     import torch
 
     from laud_mm.latency.measure import device_stamp
-    from laud_mm.profiling.bench import MEASURED_COLUMNS, PEER_COLUMNS, measure_setting
+    from laud_mm.profiling.bench import (
+        DEPLOYED_COLUMNS,
+        MEASURED_COLUMNS,
+        PEER_COLUMNS,
+        measure_setting,
+    )
     device = check_device(args.device)
     if args.peers and device.type != 'cpu':
         raise ValueError(f'--peers must be left out with --device {args.device}: they run on the '
@@ -42,9 +50,10 @@ def run(args):
     rates, rows = args.gates and recorded_rates(args.gates), []
     for setting in track(bench_settings(args, block_rates=rates)):
         rows.append(measure_setting(setting, args.device, args.precision, args.layout,
-                                    args.compile, args.warmup, args.repeats, args.plan, args.peers))
+                                    args.compile, args.warmup, args.repeats, args.plan, args.peers,
+                                    args.deployed))
     print(text_table(rows, MEASURED_COLUMNS + PEER_COLUMNS * args.peers
-                     + PLANNED_COLUMNS * bool(args.plan)))
+                     + DEPLOYED_COLUMNS * args.deployed + PLANNED_COLUMNS * bool(args.plan)))
     print('Per image. A realised rate is the nearest that a whole number of units has.'
           + ' The static net is eager: --compile times it compiled too.' * (not args.compile))
     peers, missing = {}, {}

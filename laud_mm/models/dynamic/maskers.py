@@ -193,12 +193,15 @@ class SpatialMasker(TwoLogitMasker):
             bias: Any = self.conv.bias
             bias.zero_()[0] = 5.0
 
-    def logits(self, x: Tensor) -> Tensor:
+    def pool(self, x: Tensor) -> Tensor:
+        """Means of the windows: (N, C, Hm, Wm)."""
         if self.window is None:
-            pooled = global_mean(x)[:, :, None, None]
-        else:  # The last window is partial, like the last patch.
-            pooled = F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
-        return self.conv(pooled.to(own_dtype(self.conv)))
+            return global_mean(x)[:, :, None, None]
+        # The last window is partial, like the last patch.
+        return F.avg_pool2d(x, self.window, ceil_mode=True, count_include_pad=False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.conv(self.pool(x).to(own_dtype(self.conv)))
 
     def difference(self) -> tuple[Tensor, Tensor]:
         weight, bias = _difference(self.conv)
@@ -243,13 +246,15 @@ class ChannelMasker(TwoLogitMasker):
             on.fill_(2.0)
             off.fill_(-2.0)
 
-    def logits(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """What the last layer sees: (N, hidden), or (N, C) of the 'linear' kind."""
         if self.kind == 'conv_linear':
             x = F.relu(self.conv(x.to(own_dtype(self.conv))))
         pooled = global_mean(x).to(own_dtype(self.fc2))
-        if self.kind == 'mlp':
-            pooled = F.relu(self.fc1(pooled))
-        return self.fc2(pooled).unflatten(1, (2, -1))
+        return F.relu(self.fc1(pooled)) if self.kind == 'mlp' else pooled
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.fc2(self.features(x)).unflatten(1, (2, -1))
 
     def inner(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the layer before the last; None where there is none."""

@@ -128,14 +128,14 @@ void pick_weights(const RowGemm<Bfloat16>& g, const Depth& depth, const Bfloat16
   }
 }
 
-// Sums of R blocks of rows by C of columns, in tiles 0 to 3, are left in `sums`: (16 R, 32).
+// bias + sums of R blocks of rows by C of columns are left in `sums`: (16 R, 32).
 template <int R, int C>
 void multiply(const Rows* rows, int64_t taps, const Depth& depth, const Bfloat16* weights,
-              int64_t width, float* sums) {
-  _tile_zero(0);
-  if (C > 1) _tile_zero(1);
-  if (R > 1) _tile_zero(2);
-  if (R > 1 && C > 1) _tile_zero(3);
+              int64_t width, const float* bias, float* sums) {
+  _tile_loadd(0, bias, 0);  // the same in every row
+  if (C > 1) _tile_loadd(1, bias + kColumns, 0);
+  if (R > 1) _tile_loadd(2, bias, 0);
+  if (R > 1 && C > 1) _tile_loadd(3, bias + kColumns, 0);
   const int64_t pitch = width * 4, step = depth.pairs * 2;
   for (int64_t t = 0; t < taps; t++) {
     const Bfloat16 *a = rows[t].first, *b = R > 1 ? rows[taps + t].first : nullptr;
@@ -163,23 +163,38 @@ void multiply(const Rows* rows, int64_t taps, const Depth& depth, const Bfloat16
     _tile_stored(3, sums + kRows * kPitch + kColumns, kPitch * sizeof(float));
 }
 
-// `columns` of the tile at `column` exist.
-void write(const RowGemm<Bfloat16>& g, int64_t row, int64_t rows, int64_t column, int64_t columns,
+// A line of each row that is written, and of what is added to it, is on its way meanwhile.
+void fetch_written(const RowGemm<Bfloat16>& g, int64_t row, int64_t rows, int64_t at) {
+  const bool apart = g.add && g.add[row] != g.out[row];
+  for (int64_t r = row; r < row + rows; r++) {
+    __builtin_prefetch(g.out[r] + at, 1);
+    if (apart) __builtin_prefetch(g.add[r] + at);
+  }
+}
+
+// `columns` of the 32 at `at` exist.
+template <bool Adds>
+void write(const RowGemm<Bfloat16>& g, int64_t row, int64_t rows, int64_t at, int64_t columns,
            const float* sums) {
-  for (int64_t c = 0; c < columns; c += kColumns) {
-    const __mmask16 mask = first_lanes(columns - c);
-    const __m512 bias = _mm512_loadu_ps(g.bias + column + c);
-    const int64_t at = g.out_offset + column + c;
-    for (int64_t r = 0; r < rows; r++)
-      finish(_mm512_add_ps(bias, _mm512_load_ps(sums + r * 2 * kColumns + c)),
-             g.add ? g.add[row + r] + at : nullptr, g.relu, mask, g.out[row + r] + at);
+  const __mmask32 mask = columns >= 2 * kColumns ? ~__mmask32(0) : (__mmask32(1) << columns) - 1;
+  const __m512 least = _mm512_set1_ps(g.relu ? 0.f : -__builtin_inff());
+  for (int64_t r = row; r < row + rows; r++, sums += 2 * kColumns) {
+    __m512 low = _mm512_load_ps(sums), high = _mm512_load_ps(sums + kColumns);
+    if (Adds) {
+      const __m512i add = _mm512_maskz_loadu_epi16(mask, g.add[r] + at);
+      low = _mm512_add_ps(low, widen(_mm512_castsi512_si256(add)));
+      high = _mm512_add_ps(high, widen(_mm512_extracti64x4_epi64(add, 1)));
+    }
+    low = _mm512_max_ps(least, low);  // in this order NaN stays
+    high = _mm512_max_ps(least, high);
+    _mm512_mask_storeu_epi16(g.out[r] + at, mask, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
 }
 
 void run(const RowGemm<Bfloat16>& g) {
   if (g.rows == 0 || g.depth == 0) return avx512_bf16::bfloats.run(g);
   thread_local Scratch copies, found, picks;
-  alignas(64) float sums[2 * kRows * 2 * kColumns];
+  alignas(64) float sums[2 * kRows * 2 * kColumns] = {};
   const Depth depth = Depth::of(g.depth);
   const int64_t blocks = (g.rows + kRows - 1) / kRows;
   Rows* const rows = reinterpret_cast<Rows*>(
@@ -197,14 +212,17 @@ void run(const RowGemm<Bfloat16>& g) {
     }
     for (int64_t c = 0; c < columns; c += 2 * kColumns) {
       const bool one = columns - c <= kColumns;
+      const int64_t at = g.out_offset + first + c;
       for (int64_t block = 0; block < blocks; block += 2) {
         const bool last = block + 1 == blocks;
+        const int64_t row = block * kRows;
+        const int64_t count = g.rows - row < 2 * kRows ? g.rows - row : 2 * kRows;
+        fetch_written(g, row, count, at);
         const auto kernel = last ? (one ? multiply<1, 1> : multiply<1, 2>)
                                  : (one ? multiply<2, 1> : multiply<2, 2>);
-        kernel(rows + block * g.taps, g.taps, depth, panel + 2 * c, width, sums);
-        const int64_t row = block * kRows;
-        write(g, row, g.rows - row < 2 * kRows ? g.rows - row : 2 * kRows, first + c,
-              columns - c < 2 * kColumns ? columns - c : 2 * kColumns, sums);
+        kernel(rows + block * g.taps, g.taps, depth, panel + 2 * c, width, g.bias + first + c,
+               sums);
+        (g.add ? write<true> : write<false>)(g, row, count, at, columns - c, sums);
       }
     }
   }
