@@ -88,6 +88,14 @@ void configure(int64_t pairs) {
   _tile_loadconfig(&config);
 }
 
+// Copies `depth` values to whole lines, zeros at the end.
+inline void copy_row(const Bfloat16* from, int64_t depth, Bfloat16* to) {
+  for (; depth > 0; depth -= kLine, from += kLine, to += kLine) {
+    const __mmask32 mask = depth >= kLine ? ~__mmask32(0) : (__mmask32(1) << depth) - 1;
+    _mm512_store_si512(to, _mm512_maskz_loadu_epi16(mask, from));
+  }
+}
+
 // Rows of every tap, a block of 16 after the other; `rows` gets (blocks, taps).
 void find_rows(const RowGemm<Bfloat16>& g, const Depth& depth, Rows* rows, Bfloat16* scratch) {
   const bool whole = depth.padded() * 2 == g.depth;
@@ -107,8 +115,7 @@ void find_rows(const RowGemm<Bfloat16>& g, const Depth& depth, Rows* rows, Bfloa
       }
       *rows = {scratch, width * int64_t(sizeof(Bfloat16))};
       for (int64_t r = 0; r < count; r++, scratch += width) {
-        memcpy(scratch, in[r * g.taps] + g.in_offset, g.depth * sizeof(Bfloat16));
-        memset(scratch + g.depth, 0, (width - g.depth) * sizeof(Bfloat16));
+        copy_row(in[r * g.taps] + g.in_offset, g.depth, scratch);
       }
       scratch += (kRows - count) * width;  // rows that are multiplied and not written
     }
