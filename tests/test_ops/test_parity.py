@@ -190,6 +190,19 @@ def test_the_pool_of_the_first_convolution_keeps_what_is_not_finite(value, dtype
     assert torch.equal(y.isnan(), expected.isnan())
 
 
+@pytest.mark.parametrize('dtype', TOLERANCE, ids=str)
+def test_rectifying_equals_relu_for_all_values_of_half_types(dtype):
+    if torch.finfo(dtype).bits == 16:
+        values = torch.arange(-2**15, 2**15, dtype=torch.int16).view(dtype)
+    else:
+        special = torch.tensor([0., 1e-40, 1, float('inf'), float('nan')], dtype=dtype)
+        values = torch.cat([special, -special, torch.randn(100_000, dtype=dtype)])
+    y = channels_last(values.view(1, 2, -1, 1))
+    expected = y.relu()
+    ops.rectify_(y)
+    assert torch.equal(y.nan_to_num(-1), expected.nan_to_num(-1))
+
+
 def test_bad_arguments_name_the_argument_and_its_value():
     x = channels_last(torch.randn(2, 8, 5, 5))
     weight, bias = random_conv(16, 8, 1, torch.float32)

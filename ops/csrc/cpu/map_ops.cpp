@@ -1,4 +1,5 @@
-// Convolutions and pools of whole maps (CPU): torch's own.
+// Convolutions and pools of whole maps (CPU): torch's own, but for ReLU of half types.
+#include <ATen/Parallel.h>
 #include <ATen/ops/avg_pool2d.h>
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/max_pool2d.h>
@@ -37,9 +38,23 @@ Tensor average_pool(const Tensor& x, int64_t kernel_size) {
       .contiguous(at::MemoryFormat::ChannelsLast);
 }
 
+// ReLU of values of 16 bits, at the speed of memory. As integers, negative numbers are at most
+// `infinity`, the negative one, and NaN with a sign lie above it.
+void rectify_halves(void* values, int64_t count, int16_t infinity) {
+  constexpr int64_t kShare = 1 << 15;
+  int16_t* const y = static_cast<int16_t*>(values);
+  at::parallel_for(0, count, kShare, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) y[i] = y[i] <= infinity ? int16_t(0) : y[i];
+  });
+}
+
 void rectify_(Tensor& y) {
   check_map("y", y);
-  at::relu_(y);
+  switch (y.scalar_type()) {
+    case at::kBFloat16: return rectify_halves(y.mutable_data_ptr(), y.numel(), int16_t(0xff80));
+    case at::kHalf: return rectify_halves(y.mutable_data_ptr(), y.numel(), int16_t(0xfc00));
+    default: at::relu_(y);
+  }
 }
 
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
