@@ -3,7 +3,9 @@
 #include <c10/util/BFloat16.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "channel_rows.h"
 #include "tensors.h"
@@ -166,7 +168,8 @@ void copy_window(const T* from, const MapSize& in, int64_t depth, const Patch& p
 
 // conv3x3 on wide patches, for tiles of many rows: each patch's window is copied once, so that
 // rows lie at equal distances for every tap, also from line to line. The positions between two
-// lines are computed in vain.
+// lines are computed in vain. Tall patches are cut; small ones share a task, as each task reads
+// all weights.
 template <typename T>
 void conv3x3_windows_as(const Tensor& y, const Tensor& index, int64_t listed,
                         const PatchGrid& grid, int64_t dilation, const Weights<T>& weights,
@@ -176,44 +179,61 @@ void conv3x3_windows_as(const Tensor& y, const Tensor& index, int64_t listed,
   const MapSize in = size_of(y);
   const int64_t depth = y.size(1), width = rows_out.size(2), threads = at::get_num_threads();
   const int64_t pitch = grid.patch_width + 2 * dilation;
-  const int64_t pieces = ceil_div(grid.patch_height * pitch, kMostRows);
-  const int64_t lines = ceil_div(grid.patch_height, pieces), chunks = listed * pieces;
+  const int64_t lines =
+      ceil_div(grid.patch_height, ceil_div(grid.patch_height * pitch, kMostRows));
+  const int64_t cuts = ceil_div(grid.patch_height, lines), pieces = listed * cuts;
+  // Of a piece; the next one begins with a tile.
+  const int64_t piece_rows = round_up((lines - 1) * pitch + grid.patch_width, kernels.rows);
+  const int64_t window_rows =
+      std::max((lines + 2 * dilation) * pitch, piece_rows + 2 * dilation * (pitch + 1));
+  const int64_t share = std::clamp(ceil_div(pieces, threads), int64_t(1),
+                                   std::max(kMostRows / piece_rows, int64_t(1)));
+  const int64_t chunks = ceil_div(pieces, share);
   const int64_t panels = ceil_div(width, kernels.panel);
-  const int64_t share = ceil_div(panels, chunks % threads ? std::min(threads, panels) : 1);
-  const int64_t parts = ceil_div(panels, share);
+  const int64_t chunk_panels = ceil_div(panels, chunks % threads ? std::min(threads, panels) : 1);
+  const int64_t parts = ceil_div(panels, chunk_panels);
   const T* from = data_of<T>(y);
   T* to = data_to<T>(rows_out);
   const int32_t* patches = index.const_data_ptr<int32_t>();
   at::parallel_for(0, chunks * parts, 1, [&](int64_t begin, int64_t end) {
     AlignedRows<T> memory;
-    T* const window = memory.of((lines + 2 * dilation) * pitch * depth);
+    T* const windows = memory.of(share * window_rows * depth);
     std::vector<T> unused(width);
     RowAddresses<T> addresses;
     for (int64_t task = begin; task < end; task++) {
-      const int64_t chunk = task / parts, p = chunk / pieces, first = chunk % pieces * lines;
-      const int64_t count = std::min(lines, grid.patch_height - first);
-      if (count <= 0) continue;
+      const int64_t start = task / parts * share, count = std::min(share, pieces - start);
+      const auto lines_of = [&](int64_t piece) {
+        const int64_t first = (start + piece) % cuts * lines;
+        return std::pair{first, std::min(first + lines, grid.patch_height)};
+      };
       if (task == begin || task % parts == 0)
-        copy_window(from, in, depth, grid.at(patches[p]), dilation, first,
-                    first + count + 2 * dilation, pitch, window);
-      T* const out = to + (p * grid.area() + first * grid.patch_width) * width;
+        for (int64_t piece = 0; piece < count; piece++) {
+          const auto [first, last] = lines_of(piece);
+          copy_window(from, in, depth, grid.at(patches[(start + piece) / cuts]), dilation, first,
+                      last + 2 * dilation, pitch, windows + piece * window_rows * depth);
+        }
       RowGemm<T> g;
       g.relu = true;
       set_block(g, weights.layout, 0, weights.data());
-      addresses.set(g, 0, (count - 1) * pitch + grid.patch_width, false,
+      addresses.set(g, 0, count * piece_rows, false,
                     [&](int64_t, int64_t last, RowAddresses<T>& rows) {
                       for (int64_t r = 0; r < last; r++) {
-                        const int64_t line = r / pitch, x = r % pitch;
-                        rows.out[r] = x < grid.patch_width
-                                          ? out + (line * grid.patch_width + x) * width
+                        const int64_t piece = r / piece_rows, row = r % piece_rows;
+                        const auto [first, end] = lines_of(piece);
+                        const int64_t line = first + row / pitch, x = row % pitch;
+                        const int64_t patch = (start + piece) / cuts;
+                        rows.out[r] = line < end && x < grid.patch_width
+                                          ? to + (patch * grid.area() + line * grid.patch_width +
+                                                  x) * width
                                           : unused.data();
+                        const T* const window = windows + (piece * window_rows + row) * depth;
                         for (int64_t t = 0; t < 9; t++)
                           rows.in[r * 9 + t] =
-                              window + (r + (t / 3 * pitch + t % 3) * dilation) * depth;
+                              window + (t / 3 * pitch + t % 3) * dilation * depth;
                       }
                     });
-      const int64_t column = task % parts * share * kernels.panel;
-      keep_columns(g, column, std::min(width, column + share * kernels.panel));
+      const int64_t column = task % parts * chunk_panels * kernels.panel;
+      keep_columns(g, column, std::min(width, column + chunk_panels * kernels.panel));
       kernels.run(g);
     }
   });
