@@ -17,6 +17,10 @@ inline __mmask16 first_lanes(int64_t count) {
   return count >= kLanes ? 0xffff : (1u << count) - 1;
 }
 
+inline __m512 load(const Bfloat16* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
 inline __m512 load(const Bfloat16* p, __mmask16 mask) {
   return widen(_mm256_maskz_loadu_epi16(mask, p));
 }

@@ -107,18 +107,26 @@ void panels(const RowGemm<Bfloat16>& g) {
 void run(const RowGemm<Bfloat16>& g) { g.picked ? panels<true>(g) : panels<false>(g); }
 
 float dot(const Bfloat16* row, const float* weight, int64_t size) {
-  __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  for (int64_t i = 0; i < size; i += kLanes) {
+  constexpr int kSums = 4;  // as many as a multiply-add takes cycles
+  __m512 sums[kSums] = {};
+  int64_t i = 0;
+  for (; i + kSums * kLanes <= size; i += kSums * kLanes)
+    for (int s = 0; s < kSums; s++)
+      sums[s] = _mm512_fmadd_ps(load(row + i + s * kLanes), _mm512_loadu_ps(weight + i + s * kLanes),
+                                sums[s]);
+  for (; i < size; i += kLanes) {
     const __mmask16 mask = first_lanes(size - i);
-    const int half = i / kLanes & 1;
-    sums[half] = _mm512_fmadd_ps(load(row + i, mask), _mm512_maskz_loadu_ps(mask, weight + i),
-                                 sums[half]);
+    sums[0] = _mm512_fmadd_ps(load(row + i, mask), _mm512_maskz_loadu_ps(mask, weight + i),
+                              sums[0]);
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
+  return _mm512_reduce_add_ps(sums[0] + sums[1] + (sums[2] + sums[3]));
 }
 
 void accumulate(const Bfloat16* row, int64_t size, float* sum) {
-  for (int64_t i = 0; i < size; i += kLanes) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes)
+    _mm512_storeu_ps(sum + i, _mm512_add_ps(_mm512_loadu_ps(sum + i), load(row + i)));
+  for (; i < size; i += kLanes) {
     const __mmask16 mask = first_lanes(size - i);
     const __m512 y = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, sum + i), load(row + i, mask));
     _mm512_mask_storeu_ps(sum + i, mask, y);
