@@ -13,7 +13,7 @@ MASKS = 'masks'  # the loop over the channel masks of a batch
 # could read it together: measured on a CPU, see docs/ops.md.
 PASS_MACS = dict(cpu=8, cuda=64)
 # Shares of active units beyond which a CPU is faster with everything, measured: see docs/ops.md.
-BREAK_EVEN = dict(picked=0.8, sliced=0.0, grouped=0.9)
+BREAK_EVEN = dict(picked=0.65, shifted=0.55, shifted_halves=0.4, sliced=0.0)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class BottleneckRoute:
         compute (str): 'dense': everything, by the framework's convolutions; 'listed': listed
             patches, or samples, which are patches as large as the map; 'none': the shortcut,
             of a block that is off for good.
-        masks (tuple[str, ...]): Dense only: masks of the decision that are multiplied in.
+        masks (tuple[str, ...]): Masks of the decision that are multiplied in, where what they
+            turn off is computed.
         channels (str | None): Listed only: 'picked' by the kernels, or 'sliced' weights.
         winograd (bool): conv2 by Winograd's F(2x2, 3x3).
         fused_masker (bool): conv1 computes the mask on its way, everywhere.
@@ -45,12 +46,19 @@ def default_route(case: Case) -> BottleneckRoute:
     shape = case.shape
     if not shape.paradigms:
         return STATIC
-    channels = None
     if shape.channel_skipping:
-        channels = 'picked' if can_pick(case) else 'sliced'
-    winograd = (case.packs and not case.dot_products and channels is None
-                and shape.tiles_pay(patch_side(case)))
-    return BottleneckRoute('listed', (), channels, winograd, fusion_pays(case))
+        return BottleneckRoute('listed', channels='picked' if can_pick(case) else 'sliced')
+    return BottleneckRoute('listed', winograd=winograd_pays(case), fused_masker=fusion_pays(case))
+
+
+def full_route(case: Case) -> BottleneckRoute | None:
+    """Everything by the kernels that list, with channels masked; None where the dense route is it.
+
+    Kernels that read packed weights beat the framework's convolutions on a CPU.
+    """
+    if case.device != 'cpu' or case.shape.masks != ('channels',) or not can_pick(case):
+        return None
+    return BottleneckRoute('listed', ('channels',), winograd=winograd_pays(case))
 
 
 def routes(case: Case) -> tuple[BottleneckRoute, ...]:
@@ -63,6 +71,11 @@ def routes(case: Case) -> tuple[BottleneckRoute, ...]:
         others.append(replace(default, fused_masker=not default.fused_masker))
     others.append(BottleneckRoute('dense', case.shape.masks))
     return tuple(others)
+
+
+def winograd_pays(case: Case) -> bool:
+    """Whether conv2, with all channels, is faster by Winograd."""
+    return case.packs and not case.dot_products and case.shape.tiles_pay(patch_side(case))
 
 
 def can_pick(case: Case) -> bool:
@@ -125,11 +138,14 @@ class _Steps:
             return Program(self.route, (Step('block'),), self.removed())
         if self.route.compute == 'dense':
             return Program(self.route, self.deciding(), self.dense())
-        return Program(self.route, self.deciding(), self.listed(), self.break_even())
+        return Program(self.route, self.deciding(), self.listed(), self.break_even(),
+                       full_route(self.case))
 
     def break_even(self):
         known = self.case.device == 'cpu' and self.case.kernels and not self.case.gradients
-        kind = self.route.channels or ('grouped' if self.shape.groups > 1 else '')
+        kind = self.route.channels
+        if kind == 'picked' and self.shape.mask_before_norm:
+            kind = 'shifted_halves' if self.case.dot_products else 'shifted'
         return BREAK_EVEN.get(kind, 1.0) if known else 1.0
 
     def deciding(self):
@@ -237,6 +253,9 @@ class _Steps:
             steps.append(self.step(f'{kind}1x1', 'conv1', listed=not everything,
                                    narrow='out' * narrow,
                                    **dict(extra, patch=side * shape.stride2)))
+        masked = 'channels' in self.route.masks
+        if masked:
+            steps.append(self.step('mask_channels', 'conv1.mask', self.ops['conv1']))
         if sliced and shape.groups > 1:
             steps.append(self.step('spread_channels', 'spread', self.ops['conv2'],
                                    when='spread'))
@@ -249,6 +268,8 @@ class _Steps:
         elif self.route.winograd:
             conv2 = 'rows3x3_winograd'
         steps.append(self.step(conv2, 'conv2', narrow='both' * narrow, **extra))
+        if masked:
+            steps.append(self.step('mask_channels', 'conv2.mask', self.ops['conv2']))
         if sliced and shape.groups > 1:
             steps.append(self.step('keep_channels', 'keep', self.ops['conv2'], patch=side,
                                    when='spread'))
@@ -275,6 +296,8 @@ def expected_work(case: Case, route: BottleneckRoute, rates: Rates | None) -> Ma
     rates = rates or Rates()
     layer, patch, halo, channel = (float(r) for r in (rates.layer, rates.patch, rates.halo,
                                                       rates.channel))
+    if route.channels is None:
+        channel = 1.0
     channels = _expected_channels(shape, channel)
     if route.channels == 'sliced' and not certain:
         # Every sample has its own mask.

@@ -37,7 +37,7 @@ class BlockSpec:
         Args:
             rates (Rates | None): Scalars; None: always on.
             batch (int): Images.
-            route: Of the block's routes; default: the case's own, or the dense one beyond its
+            route: Of the block's routes; default: the case's own, or the full one beyond its
                 `Program.break_even`.
             **case: More fields of `Case`.
         """
@@ -46,7 +46,7 @@ class BlockSpec:
         active = 1.0 if rates is None else rates.unit
         if route is None and active > program.break_even:
             masks = () if active == 1 else self.shape.masks
-            program = self.shape.program(own, self.shape.dense_route(masks))
+            program = self.shape.program(own, program.full_route(self.shape, masks))
         return program.calls(self.shape.expected_work(own, program.route, rates), self.name)
 
     def static_calls(self, batch: int, **case: Any) -> list[StepCall]:

@@ -69,13 +69,20 @@ class Program:
         route: How the block is computed; a frozen dataclass of its family.
         deciding (tuple[Step, ...]): Steps that run before the decision is known.
         computing (tuple[Step | Loop, ...]): The steps after it.
-        break_even (float): Share of active units beyond which the dense route is known to be
-            faster, whatever the network; 1 where nothing is known.
+        break_even (float): Share of active units beyond which computing everything is known to
+            be faster, whatever the network; 1 where nothing is known.
+        full: The fastest known route that computes everything and multiplies by the masks; None:
+            the dense one.
     """
     route: Any
     deciding: tuple[Step, ...]
     computing: tuple[Step | Loop, ...] = field(default=())
     break_even: float = 1.0
+    full: Any = None
+
+    def full_route(self, shape: Any, masks: tuple[str, ...]) -> Any:
+        """The route beyond the break-even, for masks of which some unit is off."""
+        return shape.dense_route(masks) if self.full is None else replace(self.full, masks=masks)
 
     def calls(self, work: Mapping[str, Sequence[Work]], block: str = '') -> list[StepCall]:
         """The steps at the work of a decision, or at expected work.

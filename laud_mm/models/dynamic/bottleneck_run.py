@@ -335,11 +335,22 @@ def _avgpool(run, step):
 @runs('mask_channels')
 def _mask_channels(run, step):
     """Put into inactive channels of a rectified map what the masks leave there."""
-    on = run.channel_mask().repeat_interleave(run.shape.channel_granularity, 1).to(run.y.dtype)
-    run.y.mul_(on[:, :, None, None])
+    # Rows are those of whole samples: this is where nothing but channels is skipped.
+    y, at = (run.y, (..., None, None)) if run.rows is None else (run.rows, (slice(None), None))
+    on = run.channel_mask().repeat_interleave(run.shape.channel_granularity, 1)
+    left = None
     if run.shape.mask_before_norm:  # then they hold relu(norm(0))
-        bias = run.weights.named(step.part.removesuffix('.mask')).bias
-        run.y.add_(((1 - on) * F.relu(bias).to(run.y.dtype))[:, :, None, None])
+        bias = F.relu(run.weights.named(step.part.removesuffix('.mask')).bias)
+        left = torch.where(on, 0, bias).to(y.dtype)
+    if y.element_size() == 2 and not torch.is_grad_enabled():
+        # By bits: several times as fast as products of half types on a CPU.
+        y.view(torch.int16).bitwise_and_(-on.to(torch.int16)[at])
+        if left is not None:
+            y.view(torch.int16).bitwise_or_(left.view(torch.int16)[at])
+        return
+    y.mul_(on.to(y.dtype)[at])
+    if left is not None:
+        y.add_(left[at])
 
 
 @runs('excite', 'excite_masked')

@@ -33,7 +33,7 @@ def bottleneck_work(case: Case, route: BottleneckRoute,
         patches = torch.ones(batch, 1, 1, dtype=torch.bool)
     if decision.layer is not None:
         patches = patches & decision.layer[:, :, None]
-    if channels is None:
+    if channels is None or route.channels is None:
         channels = torch.ones(batch, shape.channel_groups if shape.channel_skipping else 1,
                               dtype=torch.bool)
     if route.channels != 'sliced':
