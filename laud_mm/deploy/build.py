@@ -161,7 +161,7 @@ def _deploy_block(block, like, owned, settings, plan):
         parts = specialise(parts, settings.profile, settings.tolerance)
     shape, folded = parts.shape, parts.folded
     case = Case(shape, like.shape[-2:], like.shape[0], like.device.type,
-                ops.has_kernel(like.device), False, owned, ops.has_dot_products(like))
+                ops.has_kernel(like.device, like.dtype), False, owned, ops.has_dot_products(like))
     if parts.removed:
         program = shape.program(case, REMOVED)
     elif settings.integers:

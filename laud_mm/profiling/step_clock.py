@@ -71,7 +71,8 @@ def net_calls(net: Any, x: torch.Tensor, decisions: dict | None) -> list[StepCal
     tail = len(spec.tail)  # what follows the last block is not timed
     calls = spec.outside_calls(len(x), net.fuses_stem(x, decisions is None))[:-tail or None]
     for block, own in zip(net.blocks(), spec.blocks):
-        case = Case(own.shape, own.in_size, len(x), x.device.type, ops.has_kernel(x.device),
+        case = Case(own.shape, own.in_size, len(x), x.device.type,
+                    ops.has_kernel(x.device, x.dtype),
                     owns_input=block.owns_input, dot_products=ops.has_dot_products(x))
         static = decisions is None or block.masker is None
         program = own.shape.program(case, own.shape.static_route if static else None)

@@ -128,9 +128,14 @@ class _Steps:
         return Program(self.route, self.deciding(), self.listed(), self.break_even())
 
     def break_even(self):
-        known = self.case.device == 'cpu' and self.case.kernels and not self.case.gradients
+        if self.case.gradients:
+            return 1.0
+        if self.case.device != 'cpu':
+            # Shapes that depend on values would have to be waited for.
+            waits = self.route.channels == 'sliced' or not self.case.kernels
+            return 0.0 if waits else 1.0
         kind = self.route.channels or ('grouped' if self.shape.groups > 1 else '')
-        return BREAK_EVEN.get(kind, 1.0) if known else 1.0
+        return BREAK_EVEN.get(kind, 1.0) if self.case.kernels else 1.0
 
     def deciding(self):
         shape, conv1 = self.shape, self.ops['conv1']

@@ -6,8 +6,12 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from laud_mm import ops
-from laud_mm.models.backbones import LAUDResNet
+from laud_mm.deploy import GraphedBackbone
+from laud_mm.models.dynamic import force_rate, override_decisions, replay
+from laud_mm.ops import library
+from laud_mm.profiling.bench import run_precision
 
+from ..conftest import TINY_REGNET, TINY_T2T
 from .test_parity import assert_close, channels_last, random_conv
 
 needs_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and ops.has_kernel('cuda')),
@@ -142,57 +146,185 @@ def test_copies_and_sums_of_rows(device, channels, dtype):
         assert_close(actual.cpu(), expected, dtype)
 
 
-@pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_a_forward_pass_reads_nothing_back_from_the_device(paradigm, monkeypatch):
-    # Fake tensors have no values: whatever would wait for them raises.
-    monkeypatch.setattr(ops, 'has_kernel', lambda device: True)
-    with FakeTensorMode():
-        net = LAUDResNet(50, base_channels=8, paradigm=paradigm).eval().requires_grad_(False)
-        outputs = net(torch.randn(2, 3, 64, 96))
-    assert [tuple(y.shape[-2:]) for y in outputs] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+def test_float64_goes_to_the_references_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(library._state, 'loaded', True)
+    monkeypatch.setattr(torch.ops.laud_mm_build, 'cuda', lambda: True)
+    asked = [(d, t) for d in ('cpu', 'cuda') for t in (*DTYPES, torch.float64)]
+    assert [ops.has_kernel(*one) for one in asked] == [one != asked[-1] for one in asked]
+    ran = []
+    reference = ops.patch_mask.reference
+    with FakeTensorMode(), torch.device('cuda'):
+        monkeypatch.setattr(torch.nn.functional, 'avg_pool2d', lambda x, *_, **__: ran.append(
+            x.dtype) or x)
+        for dtype in (*DTYPES, torch.float64):
+            x = torch.empty(2, 4, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            ops.patch_mask(x, torch.empty(4), torch.empty(1), 3)
+    assert ran == [torch.float64] and reference is ops.patch_mask.reference
+
+
+def test_tf32_is_asked_for_in_either_way_of_torch():
+    allows, matmul = torch.ops.laud_mm_build.allows_tf32, torch.backends.cuda.matmul
+    assert not allows()
+    try:
+        matmul.allow_tf32 = True
+        assert allows()
+        matmul.allow_tf32 = False
+        assert not allows()
+        matmul.fp32_precision = 'tf32'  # what `allow_tf32` does not know of, and raises at
+        assert allows()
+        matmul.fp32_precision = 'none'
+        torch.backends.fp32_precision = 'tf32'
+        assert allows()
+        torch.backends.fp32_precision = 'ieee'
+        assert not allows()
+    finally:
+        torch.backends.fp32_precision = matmul.fp32_precision = 'none'
+        matmul.allow_tf32 = False
+
+
+TILES = ((128, 128), (128, 64), (64, 64), (128, 32))
+# Outputs of a stage's convolutions, and sides of its maps, of a ResNet at 224 x 224.
+STAGES = [(64, 56), (128, 28), (256, 14), (512, 7), (256, 56), (512, 28), (1024, 14), (2048, 7),
+          (32, 56)]
+
+
+@given(st.integers(0, 10**7), st.integers(1, 2048), st.integers(1, 32), st.integers(1, 160))
+def test_a_tile_is_the_largest_that_every_multiprocessor_gets_one_of(rows, columns, groups,
+                                                                     multiprocessors):
+    def tiles(size):
+        listed = (rows + 1) // 2
+        return -(-listed // size[0]) * -(-columns // size[1]) * groups
+    found = torch.ops.laud_mm_build.tile(rows, columns, groups, multiprocessors)
+    assert found in TILES and (found == (128, 32)) == (columns <= 32)
+    if columns > 32:
+        whole = -(-columns // 128) * 128  # a quarter of it or more may be for nothing
+        wasted = whole - columns >= 64 and whole <= 256
+        large = [size for size in TILES[:2] if not (wasted and size == TILES[0])]
+        assert found == next((s for s in large if tiles(s) >= multiprocessors), (64, 64))
+
+
+def stage_sized(tile, multiprocessors):
+    """The smallest case of a network's sizes that has a tile: images, outputs and side."""
+    cases = [(n, columns, side) for n in (1, 2, 4, 8, 16, 32, 64, 128) for columns, side in STAGES
+             if torch.ops.laud_mm_build.tile(n * side**2, columns, 1, multiprocessors) == tile]
+    return min(cases, key=lambda case: case[0] * case[2]**2 * case[1]**2)
+
+
+@pytest.mark.parametrize('multiprocessors', [40, 84, 108, 132, 148])
+def test_every_tile_has_a_stage_sized_case_on_common_gpus(multiprocessors):
+    for tile in TILES:
+        n, columns, side = stage_sized(tile, multiprocessors)
+        assert n * side**2 * columns * 9 < 2**31, 'too large to test with'
 
 
 @needs_gpu
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_a_forward_pass_is_captured_in_one_graph(make_net, paradigm, dtype):
-    net = make_net(paradigm=paradigm, base_channels=16).to('cuda', dtype)
-    for masker in net.maskers():  # so that units are on and off
-        for parameter in masker.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-    first, second = (torch.randn(4, 3, 96, 64, device='cuda', dtype=dtype) for _ in range(2))
-    x = first.clone()
-    with torch.no_grad():
-        expected = [[y.clone() for y in net(image)] for image in (first, second)]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+@pytest.mark.parametrize('tile', TILES, ids=str)
+def test_stage_sized_convolutions(tile, dtype):
+    count = torch.cuda.get_device_properties('cuda').multi_processor_count
+    n, width, side = stage_sized(tile, count)
+    s = 4 if side % 4 == 0 else 7
+    index, listed = ops.active_patches(torch.rand(n, side // s, side // s, device='cuda') < 0.5)
+    halo = ops.halo_positions(index, listed, n, side, side, s)
+
+    def check(operation, *args, **kwargs):
+        actual = operation(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args),
+                           **kwargs)
+        wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
+                for a in args]
+        expected = operation.reference(*wide, **kwargs)
+        return actual, wide[0] if expected is None else expected
+
+    def conv(outputs, inputs, kernel):
+        return (w.cuda().to(dtype) for w in random_conv(outputs, inputs, kernel, torch.float32))
+
+    def maps(channels):
+        return channels_last(torch.randn(n, channels, side, side, device='cuda').to(dtype))
+
+    at = halo[0][:int(halo[1])].long()
+    y, expected = check(ops.conv1x1_positions, maps(width), *halo, *conv(width, width, 1))
+    assert_close(*(m.permute(0, 2, 3, 1).flatten(0, 2)[at] for m in (y, expected)), dtype)
+    rows, expected = check(ops.conv3x3_patches, maps(width), index, listed,
+                           *conv(width, width, 3), s)
+    assert_close(*(r[:int(listed)] for r in (rows, expected)), dtype)
+    identity = maps(width)
+    assert_close(*check(ops.conv1x1_add_patches_, identity, identity, rows, index, listed,
+                        *conv(width, width, 1), s), dtype)
+
+
+NETS = [*((50, dict(paradigm=paradigm)) for paradigm in PARADIGMS),
+        (50, dict(paradigm='channel', mask_before_norm=True)),
+        *((TINY_REGNET, dict(paradigm=paradigm)) for paradigm in PARADIGMS),
+        *((TINY_T2T, dict(paradigm=paradigm))
+          for paradigm in ('token', 'head', 'layer', ('token', 'head', 'layer')))]
+
+
+@pytest.mark.parametrize('arch, settings', NETS, ids=str)
+def test_a_forward_pass_reads_nothing_back_from_the_device(make_net, arch, settings, monkeypatch):
+    # Fake tensors have no values: whatever would wait for them raises.
+    monkeypatch.setattr(ops, 'has_kernel', lambda device, dtype=None: True)
+    with torch.no_grad(), FakeTensorMode(), torch.device('cuda'):
+        net = make_net(arch, **settings)
+        outputs = net(torch.randn(2, 3, 64, 96))
+    assert all(y.is_cuda and len(y) == 2 for y in outputs)
+
+
+def forced(net, x):
+    """Two sets of decisions, half of the units on, that differ in every block."""
+    found = []
+    for seed in (0, 1):
+        with force_rate(net, 0.5, seed):
             net(x)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = net(x)
-    # Other decisions, the same graph: counts are read on the device.
-    for image, wanted in zip((second, first), expected[::-1]):
-        x.copy_(image)
-        graph.replay()
-        for actual, y in zip(outputs, wanted):
-            assert_close(actual, y, dtype)
+        found.append(net.record.decisions)
+    for first, second in zip(*(own.values() for own in found)):
+        assert not all(torch.equal(a, b) for a, b in zip(first.masks().values(),
+                                                         second.masks().values()))
+    return found
 
 
 @needs_gpu
-@pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_skipping_equals_masked_on_the_gpu(make_net, paradigm):
-    net = make_net(paradigm=paradigm, base_channels=16).cuda()
-    x = torch.randn(3, 3, 127, 97, device='cuda')
-    torch.backends.cudnn.allow_tf32, previous = False, torch.backends.cudnn.allow_tf32
-    try:
-        with torch.no_grad():
-            net.execution = 'skipping'
-            skipped = net(x)
-            net.execution = 'masked'
-            masked = net(x)
-    finally:
-        torch.backends.cudnn.allow_tf32 = previous
-    for actual, expected in zip(skipped, masked):
-        assert_close(actual, expected, torch.float32)
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('arch, settings', NETS, ids=str)
+def test_a_forward_pass_is_captured_in_one_graph(make_net, arch, settings, dtype):
+    net = make_net(arch, **settings).to('cuda', dtype)
+    first, second = (torch.randn(8, 3, 96, 64, device='cuda', dtype=dtype) for _ in range(2))
+    x = first.clone()
+    with torch.no_grad():
+        decisions = forced(net, x)
+        # What blocks decide is read from these: one graph, other masks in each replay.
+        masks = {name: own.map(torch.clone) for name, own in decisions[0].items()}
+
+        def decide(own):
+            for name, decision in own.items():
+                for kept, mask in zip(masks[name].masks().values(), decision.masks().values()):
+                    kept.copy_(mask)
+        cases = list(zip((first, second), decisions))
+        with override_decisions(net, lambda name, _: masks[name]):
+            expected = []
+            for image, own in cases:
+                decide(own)
+                expected.append([y.clone() for y in net(image)])
+            graphed = GraphedBackbone(net)
+            for _ in range(2):
+                for (image, own), wanted in zip(cases[::-1], expected[::-1]):
+                    decide(own)
+                    for actual, y in zip(graphed(image), wanted):
+                        assert torch.equal(actual, y)
+            assert len(graphed.graphs) == 1
+
+
+@needs_gpu
+@pytest.mark.parametrize('arch, settings', NETS, ids=str)
+def test_skipping_equals_masked_on_the_gpu(make_net, arch, settings):
+    net = make_net(arch, **settings).cuda()
+    x = torch.randn(4, 3, 127, 97, device='cuda')
+    with torch.no_grad(), run_precision('fp32', 'cuda'):
+        net.execution = 'masked'
+        for decisions in forced(net, x):
+            found = []
+            for net.execution in ('skipping', 'auto', 'masked'):
+                with replay(net, decisions):
+                    found.append(net(x))
+            for own in found[:2]:
+                for actual, expected in zip(own, found[2]):
+                    assert_close(actual, expected, torch.float32)

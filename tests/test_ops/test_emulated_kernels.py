@@ -3,6 +3,8 @@
 This holds their index arithmetic, fragment layouts, pipelines and barriers; what it cannot
 hold is that the device's instructions do what the emulation says.
 """
+import mmap
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -252,6 +254,83 @@ def test_tf32_is_as_exact_as_its_ten_bits(device):
                    None, 0, 1, x, None, out, tf32, None, None)
         errors.append((out - expected).abs().max().item())
     assert errors[0] < 1e-5 < errors[1] < 3e-3
+
+
+def test_infinity_and_the_largest_values_come_through_in_float32(device):
+    inputs, outputs = 16, 8
+    x, conv = torch.randn(36, inputs), Conv(inputs, outputs, 1, 1, torch.float32, 0)
+    x[3, 5], x[7, 2], x[11, 4] = float('inf'), -float('inf'), NAN
+    x[13, 1], x[14, 1] = 3.4e38, -3.4028e38  # would round to infinity
+    conv.weight[2, 0, 0, 5], conv.weight[3, 0, 0, 2] = 1.5, 0.0  # exact, and none
+    conv.weight[:, 0, 0, 1] = 0.25
+    x, out = guarded(x), guarded(torch.zeros(36, outputs))
+    device.set()
+    device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, False, None, None, 36, None,
+               None, 0, 1, x, None, out, False, None, None)
+    expected = x.double() @ conv.weight.double().view(outputs, inputs).t() + conv.bias.double()
+    assert torch.equal(out.isnan(), expected.isnan()) and out.isnan().any()
+    assert torch.equal(out.isinf(), expected.isinf()) and out.isinf().any()
+    finite = expected.isfinite()
+    assert torch.allclose(out.double()[finite], expected[finite], rtol=1e-5, atol=1e-5)
+    assert torch.equal(out[~finite].nan_to_num(0.0), expected[~finite].float().nan_to_num(0.0))
+
+
+@pytest.mark.parametrize('descending', [False, True])
+def test_long_rows_are_listed_with_two_looks_at_each_flag(device, descending):
+    rows, units = 2, 160_000
+    flags = (torch.rand(rows, units) < 0.3).to(torch.int8)
+    index = guarded(torch.full((rows, units), -1, dtype=torch.int32))
+    count = guarded(torch.full((rows,), -1, dtype=torch.int32))
+    device.set(3, descending=descending)
+    device.run('run_compact', guarded(flags), rows, units, index, count)
+    assert device.loads <= 2 * -(-flags.numel() // 16)  # 16 flags in a load
+    assert torch.equal(count, flags.sum(1).int())
+    for row, on, n in zip(index, flags, count):
+        assert torch.equal(row[:n].long(), on.nonzero()[:, 0])
+    assert is_intact(index) and is_intact(count)
+
+
+def untouched(rows, columns):
+    """A matrix of half that takes no memory where it is not written to."""
+    size = rows * columns * 2
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                       | getattr(mmap, 'MAP_NORESERVE', 0x4000))
+    return torch.frombuffer(memory, dtype=torch.float16).view(rows, columns)
+
+
+def test_offsets_beyond_32_bits(device):
+    n, height, width, channels = 3, 4000, 4000, 64  # 3.07e9 values
+    positions = n * height * width
+    x, out = untouched(positions, channels), untouched(positions, channels)
+    assert x.numel() > 2**31
+    at = torch.tensor([5, positions - 4001, positions - 1])
+    near = torch.tensor([[dy * width + dx for dx in (-1, 0)] for dy in (-1, 0)]).flatten()
+    x[at] = torch.randn(3, channels).half()
+    x[at[2] + near] = torch.randn(4, channels).half()
+    conv = Conv(channels, channels, 1, 1, torch.float16, 0)
+    index, count = at.int(), torch.tensor([3], dtype=torch.int32)
+    device.set(2)
+    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, False, index, count,
+               3, None, None, 0, 1, x, None, out, False, None, None)
+    expected = x[at].double() @ conv.reference[0].flatten(1).t() + conv.reference[1]
+    assert_close(out[at], expected, torch.float16)
+
+    conv = Conv(channels, channels, 3, 1, torch.float16, 0)
+    rows = torch.zeros(1, 1, channels).half()
+    device.run('run_conv3x3_patches', *conv.arguments, n, height, width, 1, 1, 1,
+               index[2:].contiguous(), count // 3, 1, None, None, 0, 1, x, None, rows, False, None,
+               None)
+    weight = conv.reference[0][:, :, :2, :2].permute(0, 2, 3, 1).reshape(channels, -1)
+    expected = (x[at[2] + near].double().flatten() @ weight.t() + conv.reference[1]).relu()
+    assert_close(rows[0, 0], expected, torch.float16)
+
+    conv = Conv(channels, channels, 1, 1, torch.float16, 0)
+    out[at] = torch.randn(3, channels).half()
+    before, listed = out[at].double(), torch.randn(3, 1, channels).half()
+    device.run('run_conv1x1_add_patches', *conv.arguments, n, height, width, 1, index, count, 3,
+               None, None, 0, 1, listed, out, out, False, None, None)
+    expected = listed[:, 0].double() @ conv.reference[0].flatten(1).t() + conv.reference[1]
+    assert_close(out[at], (before + expected).relu(), torch.float16)
 
 
 @MANY

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from laud_mm.profiling.bench import BenchSetting, compiled_static, run_precision
 from laud_mm.specs import resnet_shapes
+
+from ..conftest import TINY_REGNET
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'latency.py'
@@ -306,3 +309,37 @@ def test_the_benchmark_of_backbones_takes_the_rates_of_a_trained_network(tmp_pat
     assert (tmp_path / 'out.png').stat().st_size > 1000
     failed = subprocess.run([*program, '--gates', tmp_path / 'out.png'], capture_output=True)
     assert failed.returncode and b'must be a JSON report of LatencyHook' in failed.stderr
+
+
+TINY = dict(type='laud_mm.LAUDRegNet', arch=TINY_REGNET, out_indices=(3,))
+
+
+def tiny_static(x):
+    setting = BenchSetting('tiny', None, 1.0, 1, backbone=TINY)
+    return compiled_static(setting, setting.build(), x)
+
+
+def test_every_network_is_compiled_however_many_came_before():
+    x = torch.randn(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for _ in range(2):
+            assert [tuple(y.shape) for y in tiny_static(x)()] == [(1, 48, 1, 1)]
+
+
+def test_a_compiled_net_that_is_not_compiled_is_refused():
+    with torch.compiler.set_stance('force_eager'), torch.no_grad(), \
+            pytest.raises(RuntimeError, match='must be one compiled graph, got 0'):
+        tiny_static(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize('precision, expected', [('fp32', 'ieee'), ('amp_bf16', 'ieee')])
+def test_a_precision_is_run_whichever_way_tf32_was_asked_for(precision, expected):
+    matmul = torch.backends.cuda.matmul
+    matmul.fp32_precision = 'tf32'  # from here on `allow_tf32` raises
+    try:
+        with run_precision(precision, 'cpu'):
+            assert matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
+        assert matmul.fp32_precision == 'tf32'
+    finally:
+        matmul.fp32_precision = 'none'
+        matmul.allow_tf32 = False

@@ -71,7 +71,8 @@ def transformer_work(case: Case, route: TransformerRoute,
     """The work of a decision, see `bottleneck_work`."""
     tokens, heads = case.in_size[0], case.shape.num_heads
     if route.compute == 'dense':
-        dense = (Work(case.batch, rows=case.batch * tokens, longest=tokens, heads=heads),)
+        dense = (Work(case.batch, rows=case.batch * tokens, longest=tokens, heads=heads,
+                      padded=float('tokens' in route.masks)),)
         return {WHOLE: (Work(case.batch),), ATTENTION: dense, MLP: dense}
     work: dict[str, tuple[Work, ...]] = {WHOLE: (Work(case.batch),)}
     for loop, column in BRANCHES.items():

@@ -2,6 +2,7 @@
 // weights as they are: `packed` is for CPUs and is passed over.
 #include <torch/library.h>
 
+#include "../common/precision.h"
 #include "maskers.h"
 #include "tensors.h"
 
@@ -10,7 +11,7 @@ namespace {
 
 void run(RowGemm gemm) {
   // As for torch's matrix products: full precision unless TF32 is allowed.
-  gemm.tf32 = gemm.type == Type::kFloat && at::globalContext().allowTF32CuBLAS();
+  gemm.tf32 = gemm.type == Type::kFloat && allows_tf32();
   C10_CUDA_CHECK(launch_row_gemm(gemm, launch_on_current()));
 }
 
