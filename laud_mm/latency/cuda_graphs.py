@@ -45,11 +45,45 @@ class CapturedPass:
             finally:
                 torch.clear_autocast_cache()
 
-    def __call__(self, x: Tensor) -> Any:
-        """Run on an input: the graph's own outputs, which the next call writes over."""
+    def load(self, x: Tensor) -> None:
+        """Take an input, for the next `replay`."""
         self.x.copy_(x)
+
+    def replay(self) -> Any:
+        """Run on what was loaded: the graph's own outputs, which the next replay writes over."""
         self.graph.replay()
         return self.outputs
+
+    def __call__(self, x: Tensor) -> Any:
+        """Run on an input."""
+        self.load(x)
+        return self.replay()
+
+
+class PlainPass:
+    """The same without a graph, on a copy of the input too."""
+
+    def __init__(self, run: Callable[[Tensor], Any], x: Tensor):
+        self.run, self.x = run, x.detach().clone()
+
+    def load(self, x: Tensor) -> None:
+        """See `CapturedPass`."""
+        self.x.copy_(x)
+
+    def replay(self) -> Any:
+        """See `CapturedPass`."""
+        return self.run(self.x)
+
+
+def record_pass(run: Callable[[Tensor], Any], x: Tensor) -> CapturedPass | PlainPass:
+    """A pass as it is best timed where x is: as a CUDA graph on a GPU, where this can be."""
+    if not x.is_cuda:
+        return PlainPass(run, x)
+    try:
+        return CapturedPass(run, x)
+    except RuntimeError as error:
+        _warn(error)
+        return PlainPass(run, x)
 
 
 class GraphedBackbone(nn.Module):
@@ -116,10 +150,14 @@ class GraphedBackbone(nn.Module):
             return self.capture(self.net, x)
         except RuntimeError as error:
             if not self._warned:
-                warnings.warn('the network runs without a CUDA graph, kernel by kernel: '
-                              f'{str(error).splitlines()[0]}', stacklevel=4)
+                _warn(error)
             self._warned = True
             return None
+
+
+def _warn(error):
+    warnings.warn(f'the network runs without a CUDA graph, kernel by kernel: '
+                  f'{str(error).splitlines()[0]}', stacklevel=4)
 
 
 def _kind(x):

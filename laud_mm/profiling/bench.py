@@ -101,20 +101,21 @@ def run_precision(precision, device):
 @contextmanager
 def _tf32(allowed):
     """Let float32 products be TF32 on a GPU, or not."""
-    owners, name = (torch.backends.cuda.matmul, torch.backends.cudnn), 'allow_tf32'
-    values = {False: False, True: True}
-    if hasattr(torch.backends.cuda.matmul, 'fp32_precision'):
-        # Since torch 2.9. Where both names were used, to read the older one is an error.
-        owners, name = (torch.backends.cuda.matmul, torch.backends.cudnn.conv), 'fp32_precision'
-        values = {False: 'ieee', True: 'tf32'}
-    before = [getattr(owner, name) for owner in owners]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    owners, name, value = (matmul, cudnn), 'allow_tf32', allowed
+    try:
+        before = [getattr(owner, name) for owner in owners]
+    except RuntimeError:  # the newer names were used, and the older ones must not be any more
+        owners, name = (matmul, cudnn.conv, cudnn.rnn), 'fp32_precision'
+        value = 'tf32' if allowed else 'ieee'
+        before = [getattr(owner, name) for owner in owners]
     try:
         for owner in owners:
-            setattr(owner, name, values[allowed])
+            setattr(owner, name, value)
         yield
     finally:
-        for owner, value in zip(owners, before):
-            setattr(owner, name, value)
+        for owner, old in zip(owners, before):
+            setattr(owner, name, old)
 
 
 @dataclass(frozen=True)

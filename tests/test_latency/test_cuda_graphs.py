@@ -1,12 +1,18 @@
 """GraphedBackbone: one graph per kind of input, and the network as it is where there is none."""
+import time
 import warnings
 
 import pytest
 import torch
 
 from laud_mm.deploy import GraphedBackbone
-from laud_mm.latency.cuda_graphs import graphed
-from laud_mm.latency.measure import measure_interleaved
+from laud_mm.latency.cuda_graphs import graphed, record_pass
+from laud_mm.latency.measure import (
+    MOST_COPIES,
+    copies_for,
+    measure_copies,
+    measure_interleaved,
+)
 
 
 class FakeGraph:
@@ -110,3 +116,32 @@ def test_what_is_timed_on_a_cpu_is_not_graphed(net):
 def test_how_many_graphs_are_kept_must_make_sense(most):
     with pytest.raises(ValueError, match='most must be a positive int, got'):
         GraphedBackbone(torch.nn.Identity(), most)
+
+
+def test_a_recorded_pass_runs_on_what_it_loaded():
+    x, seen = torch.zeros(3), []
+    own = record_pass(lambda y: seen.append(y.clone()) or y.add_(1), x)
+    own.load(torch.ones(3))
+    assert own.replay().tolist() == [2.0] * 3 and seen[0].tolist() == [1.0] * 3
+    assert x.tolist() == [0.0] * 3  # the input itself is left alone
+
+
+@pytest.mark.parametrize('one_ms, copies', [(0.0, MOST_COPIES), (1e-4, MOST_COPIES), (0.04, 13),
+                                            (0.3, 2), (0.5, 1), (7.0, 1)])
+def test_short_programs_are_timed_many_at_a_time(one_ms, copies):
+    assert copies_for(one_ms) == copies
+
+
+def test_copies_are_timed_without_the_sweeps_between_them():
+    runs = dict.fromkeys(('none', 'sleep'), 0)
+
+    def program(name, seconds):
+        def run():
+            runs[name] += 1
+            time.sleep(seconds)
+        return run
+    stats, samples = measure_copies(dict(none=program('none', 0), sleep=program('sleep', 0.01)),
+                                    'cpu', warmup=1, repeats=5)
+    assert len(samples['none']) == stats['none'].repeats == 5
+    assert 9 < stats['sleep'].p50_ms < 20 and stats['none'].p50_ms < 5
+    assert runs['sleep'] == 1 + 3 + 6  # once at first, three for how long, then one copy each

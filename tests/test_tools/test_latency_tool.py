@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from laud_mm.profiling.bench import BenchSetting, compiled_static, run_precision
+from laud_mm.profiling.ceilings import measure_ceilings, share_of_ceiling
 from laud_mm.specs import resnet_shapes
 
 from ..conftest import TINY_REGNET
@@ -289,8 +290,28 @@ def test_the_benchmark_of_the_operations_times_all_of_them(tmp_path):
     others |= {'conv_map', 'max_pool', 'average_pool', 'rectify_'}
     assert {row['op'] for row in content['results']} == set(ops.OPERATIONS) - others
     assert all(row['kernel_ms'] > 0 and row['reference_ms'] > 0 for row in content['results'])
+    assert all(row['moved_mb'] > 0 and row['of_ceiling'] > 0 for row in content['results'])
+    gflop = {row['op']: row['gflop'] for row in content['results'] if not row['variant']}
+    assert gflop['masker_conv1x1'] == pytest.approx(2 * (49 * 2048 * 512 + 49 * 2048) / 1e9,
+                                                    rel=0.01)
+    assert min(content['stamp']['ceilings'].values()) > 0
     assert content['fused_masker'][0]['ratio_to_separate'] > 0
     assert (tmp_path / 'ops.png').stat().st_size > 1000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_the_benchmark_of_the_operations_says_that_there_is_no_gpu():
+    done = subprocess.run([sys.executable, ROOT / 'benchmarks' / 'ops.py', '--device', 'cuda',
+                           '--precision', 'fp16'], capture_output=True, text=True)
+    assert done.returncode == 1 and '--device must be cpu where torch finds no GPU' in done.stderr
+
+
+def test_a_share_of_the_ceiling_is_of_what_takes_longest():
+    ceilings = dict(bandwidth_gb_s=1000.0, tflops=100.0)
+    assert share_of_ceiling(2.0, 1e9, 0, ceilings) == pytest.approx(0.5)  # 1 ms of bytes
+    assert share_of_ceiling(2.0, 1e6, 1e11, ceilings) == pytest.approx(0.5)  # 1 ms of products
+    found = measure_ceilings('cpu', repeats=1)
+    assert found['bandwidth_gb_s'] > 0.5 and found['tflops'] > 1e-3
 
 
 def test_the_benchmark_of_backbones_takes_the_rates_of_a_trained_network(tmp_path):
@@ -332,14 +353,18 @@ def test_a_compiled_net_that_is_not_compiled_is_refused():
         tiny_static(torch.randn(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize('precision, expected', [('fp32', 'ieee'), ('amp_bf16', 'ieee')])
-def test_a_precision_is_run_whichever_way_tf32_was_asked_for(precision, expected):
-    matmul = torch.backends.cuda.matmul
-    matmul.fp32_precision = 'tf32'  # from here on `allow_tf32` raises
+@pytest.mark.parametrize('newer', [False, True])
+def test_float32_runs_as_such_whichever_way_tf32_was_asked_for(newer):
+    matmul, allows = torch.backends.cuda.matmul, torch.ops.laud_mm_build.allows_tf32
+    if newer:
+        matmul.fp32_precision = 'tf32'  # from here on `allow_tf32` raises
+    else:
+        matmul.allow_tf32 = True
     try:
-        with run_precision(precision, 'cpu'):
-            assert matmul.fp32_precision == torch.backends.cudnn.conv.fp32_precision == expected
-        assert matmul.fp32_precision == 'tf32'
+        with run_precision('fp32', 'cpu'):
+            assert not allows()
+            assert torch.backends.cudnn.conv.fp32_precision != 'tf32'
+        assert allows() and torch.backends.cudnn.conv.fp32_precision == 'tf32'
     finally:
         matmul.fp32_precision = 'none'
         matmul.allow_tf32 = False

@@ -83,14 +83,15 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = block / row_blocks, own = block % row_blocks, first = own * kBlockFlags;
     const uint8_t* from = flags + row * units;
     int32_t before = 0, total = 0;
+    uint32_t bits = 0;
     if (totals)
       for (int64_t b = threadIdx.x; b < own; b += kThreads) before += totals[block - own + b];
-    else
-      for (int64_t b = 0; b < own; b++)
-        before += __popc(own_flags(from, units, b * kBlockFlags, vector));
+    for (int64_t b = totals ? own : 0; b <= own; b++) {
+      before += __popc(bits);
+      bits = own_flags(from, units, b * kBlockFlags, vector);
+    }
     sum_before(before, total);
     const int32_t offset = total;
-    uint32_t bits = own_flags(from, units, first, vector);
     int32_t* to = index + row * units + offset + sum_before(__popc(bits), total);
     for (const int64_t at = first + threadIdx.x * kFlags; bits; bits &= bits - 1)
       *to++ = int32_t(at) + __ffs(int(bits)) - 1;
