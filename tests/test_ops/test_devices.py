@@ -1,4 +1,7 @@
 """The operations of a device equal their references in float64 on the CPU."""
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -6,10 +9,18 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from laud_mm import ops
-from laud_mm.deploy import GraphedBackbone
-from laud_mm.models.dynamic import force_rate, override_decisions, replay
+from laud_mm.models.dynamic import replay
 from laud_mm.ops import library
+from laud_mm.profiling import gpu_checks
 from laud_mm.profiling.bench import run_precision
+from laud_mm.profiling.gpu_checks import (
+    TILES,
+    OpCheck,
+    differing_decisions,
+    op_checks,
+    replays_differ,
+    stage_sized,
+)
 
 from ..conftest import TINY_REGNET, TINY_T2T
 from .test_parity import assert_close, channels_last, random_conv
@@ -182,12 +193,6 @@ def test_tf32_is_asked_for_in_either_way_of_torch():
         matmul.allow_tf32 = False
 
 
-TILES = ((128, 128), (128, 64), (64, 64), (128, 32))
-# Outputs of a stage's convolutions, and sides of its maps, of a ResNet at 224 x 224.
-STAGES = [(64, 56), (128, 28), (256, 14), (512, 7), (256, 56), (512, 28), (1024, 14), (2048, 7),
-          (32, 56)]
-
-
 @given(st.integers(0, 10**7), st.integers(1, 2048), st.integers(1, 32), st.integers(1, 160))
 def test_a_tile_is_the_largest_that_every_multiprocessor_gets_one_of(rows, columns, groups,
                                                                      multiprocessors):
@@ -203,13 +208,6 @@ def test_a_tile_is_the_largest_that_every_multiprocessor_gets_one_of(rows, colum
         assert found == next((s for s in large if tiles(s) >= multiprocessors), (64, 64))
 
 
-def stage_sized(tile, multiprocessors):
-    """The smallest case of a network's sizes that has a tile: images, outputs and side."""
-    cases = [(n, columns, side) for n in (1, 2, 4, 8, 16, 32, 64, 128) for columns, side in STAGES
-             if torch.ops.laud_mm_build.tile(n * side**2, columns, 1, multiprocessors) == tile]
-    return min(cases, key=lambda case: case[0] * case[2]**2 * case[1]**2)
-
-
 @pytest.mark.parametrize('multiprocessors', [40, 84, 108, 132, 148])
 def test_every_tile_has_a_stage_sized_case_on_common_gpus(multiprocessors):
     for tile in TILES:
@@ -217,39 +215,14 @@ def test_every_tile_has_a_stage_sized_case_on_common_gpus(multiprocessors):
         assert n * side**2 * columns * 9 < 2**31, 'too large to test with'
 
 
-@needs_gpu
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize('tile', TILES, ids=str)
-def test_stage_sized_convolutions(tile, dtype):
-    count = torch.cuda.get_device_properties('cuda').multi_processor_count
-    n, width, side = stage_sized(tile, count)
-    s = 4 if side % 4 == 0 else 7
-    index, listed = ops.active_patches(torch.rand(n, side // s, side // s, device='cuda') < 0.5)
-    halo = ops.halo_positions(index, listed, n, side, side, s)
-
-    def check(operation, *args, **kwargs):
-        actual = operation(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args),
-                           **kwargs)
-        wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a
-                for a in args]
-        expected = operation.reference(*wide, **kwargs)
-        return actual, wide[0] if expected is None else expected
-
-    def conv(outputs, inputs, kernel):
-        return (w.cuda().to(dtype) for w in random_conv(outputs, inputs, kernel, torch.float32))
-
-    def maps(channels):
-        return channels_last(torch.randn(n, channels, side, side, device='cuda').to(dtype))
-
-    at = halo[0][:int(halo[1])].long()
-    y, expected = check(ops.conv1x1_positions, maps(width), *halo, *conv(width, width, 1))
-    assert_close(*(m.permute(0, 2, 3, 1).flatten(0, 2)[at] for m in (y, expected)), dtype)
-    rows, expected = check(ops.conv3x3_patches, maps(width), index, listed,
-                           *conv(width, width, 3), s)
-    assert_close(*(r[:int(listed)] for r in (rows, expected)), dtype)
-    identity = maps(width)
-    assert_close(*check(ops.conv1x1_add_patches_, identity, identity, rows, index, listed,
-                        *conv(width, width, 1), s), dtype)
+@DEVICES
+def test_kernels_on_sizes_of_networks(device, dtype):
+    with torch.no_grad():
+        checks = list(op_checks(device, (dtype,)))
+        errors = {check.name: check.error() for check in checks}
+    assert len(errors) == len(checks) >= 3 * len(TILES) + 6
+    assert max(errors.values()) <= 1, errors
 
 
 NETS = [*((50, dict(paradigm=paradigm)) for paradigm in PARADIGMS),
@@ -269,48 +242,33 @@ def test_a_forward_pass_reads_nothing_back_from_the_device(make_net, arch, setti
     assert all(y.is_cuda and len(y) == 2 for y in outputs)
 
 
-def forced(net, x):
-    """Two sets of decisions, half of the units on, that differ in every block."""
-    found = []
-    for seed in (0, 1):
-        with force_rate(net, 0.5, seed):
-            net(x)
-        found.append(net.record.decisions)
-    for first, second in zip(*(own.values() for own in found)):
-        assert not all(torch.equal(a, b) for a, b in zip(first.masks().values(),
-                                                         second.masks().values()))
-    return found
-
-
-@needs_gpu
-@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@DEVICES
 @pytest.mark.parametrize('arch, settings', NETS, ids=str)
-def test_a_forward_pass_is_captured_in_one_graph(make_net, arch, settings, dtype):
-    net = make_net(arch, **settings).to('cuda', dtype)
-    first, second = (torch.randn(8, 3, 96, 64, device='cuda', dtype=dtype) for _ in range(2))
-    x = first.clone()
-    with torch.no_grad():
-        decisions = forced(net, x)
-        # What blocks decide is read from these: one graph, other masks in each replay.
-        masks = {name: own.map(torch.clone) for name, own in decisions[0].items()}
+def test_a_replayed_pass_is_the_pass_itself(make_net, arch, settings, device):
+    for dtype in DTYPES if device == 'cuda' else DTYPES[:1]:
+        net = make_net(arch, **settings).to(device, dtype)
+        images = [torch.randn(8, 3, 96, 64, device=device, dtype=dtype) for _ in range(2)]
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter('error')  # nothing runs without a graph on a GPU
+            assert replays_differ(net, *images) == []
 
-        def decide(own):
-            for name, decision in own.items():
-                for kept, mask in zip(masks[name].masks().values(), decision.masks().values()):
-                    kept.copy_(mask)
-        cases = list(zip((first, second), decisions))
-        with override_decisions(net, lambda name, _: masks[name]):
-            expected = []
-            for image, own in cases:
-                decide(own)
-                expected.append([y.clone() for y in net(image)])
-            graphed = GraphedBackbone(net)
-            for _ in range(2):
-                for (image, own), wanted in zip(cases[::-1], expected[::-1]):
-                    decide(own)
-                    for actual, y in zip(graphed(image), wanted):
-                        assert torch.equal(actual, y)
-            assert len(graphed.graphs) == 1
+
+def test_a_replay_that_differs_is_noticed(make_net, monkeypatch):
+    net, images = make_net(paradigm='layer'), torch.randn(2, 8, 3, 64, 64)
+    monkeypatch.setattr(gpu_checks, 'record_pass', lambda run, x: SimpleNamespace(
+        load=lambda image: None, replay=lambda: run(images[0])))
+    with torch.no_grad():
+        wrong = replays_differ(net, *images)
+    assert len(wrong) == 8 and all(name.startswith('second images') for name in wrong)
+
+
+def test_a_wrong_kernel_is_noticed():
+    right, wrong = torch.ones(3, dtype=torch.float64), torch.full((3,), 1.3)
+    def error(actual, expected):
+        return OpCheck('one', lambda: [(actual, expected)], torch.float16).error()
+    assert error(right.half(), right) == 0 and error(wrong, right) > 1
+    assert error(right * float('nan'), right) > 1
+    assert error(torch.tensor([1, 2]), torch.tensor([1, 3])) > 1
 
 
 @needs_gpu
@@ -320,7 +278,7 @@ def test_skipping_equals_masked_on_the_gpu(make_net, arch, settings):
     x = torch.randn(4, 3, 127, 97, device='cuda')
     with torch.no_grad(), run_precision('fp32', 'cuda'):
         net.execution = 'masked'
-        for decisions in forced(net, x):
+        for decisions in differing_decisions(net, x):
             found = []
             for net.execution in ('skipping', 'auto', 'masked'):
                 with replay(net, decisions):
