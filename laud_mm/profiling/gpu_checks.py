@@ -250,8 +250,8 @@ def main(device='cuda'):
         for check in op_checks(device):
             error = check.error()
             wrong += error > 1
-            print(f'{"ok  " if error <= 1 else "FAIL"} {check.name}: {error:.3f} of what is allowed',
-                  flush=True)
+            result = 'ok  ' if error <= 1 else 'FAIL'
+            print(f'{result} {check.name}: {error:.3f} of what is allowed', flush=True)
     return int(wrong > 0)
 
 
