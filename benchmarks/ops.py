@@ -189,7 +189,7 @@ def measure(programs, device, repeats):
     """Time programs in turn; short ones many at a time on a GPU."""
     if torch.device(device).type == 'cpu':
         return measure_interleaved(programs, device, 2, repeats)
-    return measure_copies(programs, device, 2, repeats)
+    return measure_copies(programs, device, 2, repeats, waiting=('reference',))
 
 
 def time_case(case, about, repeats, ceilings, device='cpu'):

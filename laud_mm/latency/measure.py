@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from .cuda_graphs import record_pass
+from .cuda_graphs import PlainPass, record_pass
 from .machine import cpu_clock_mhz, cpu_name
 
 # OpenMP's threads spin for milliseconds after their work. Another runtime's threads then share
@@ -152,7 +152,7 @@ def copies_for(one_ms):
     return min(max(math.ceil(LEAST_MS / max(one_ms, 1e-6)), 1), MOST_COPIES)
 
 
-def measure_copies(programs, device, warmup=2, repeats=10):
+def measure_copies(programs, device, warmup=2, repeats=10, waiting=()):
     """Time short programs in turn: many copies together, each after a sweep of the caches.
 
     On a GPU the copies are one CUDA graph, where a program can be captured. What the sweeps take
@@ -163,6 +163,7 @@ def measure_copies(programs, device, warmup=2, repeats=10):
         device (str | torch.device): Where they run.
         warmup (int): Untimed runs of the copies first.
         repeats (int): Timed runs of them.
+        waiting (Sequence[str]): Programs that wait for the device and cannot be captured.
 
     Returns:
         tuple[dict[str, LatencyStats], dict[str, list[float]]]: As of `measure_interleaved`, per
@@ -179,7 +180,8 @@ def measure_copies(programs, device, warmup=2, repeats=10):
                     swept.add_(1)
                     if body is not None:
                         body()
-            together[key] = record_pass(run, swept).replay
+            record = PlainPass if key in waiting else record_pass
+            together[key] = record(run, swept).replay
         copies[name] = count
     _, samples = measure_interleaved(together, device, warmup, repeats)
     each = {name: np.maximum(np.subtract(samples[name], samples[f'{name} sweeps']) / count,

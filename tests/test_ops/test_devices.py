@@ -16,8 +16,8 @@ from laud_mm.profiling.bench import run_precision
 from laud_mm.profiling.gpu_checks import (
     TILES,
     OpCheck,
-    differing_decisions,
     op_checks,
+    opposite_decisions,
     replays_differ,
     stage_sized,
 )
@@ -278,7 +278,7 @@ def test_skipping_equals_masked_on_the_gpu(make_net, arch, settings):
     x = torch.randn(4, 3, 127, 97, device='cuda')
     with torch.no_grad(), run_precision('fp32', 'cuda'):
         net.execution = 'masked'
-        for decisions in differing_decisions(net, x):
+        for decisions in opposite_decisions(net, x):
             found = []
             for net.execution in ('skipping', 'auto', 'masked'):
                 with replay(net, decisions):

@@ -93,21 +93,25 @@ def test_conv1x1_positions(device, data):
     conv = Conv(inputs, outputs, 1, 1, dtype, shift)
     x = guarded(random(n * height * width, inputs, dtype=dtype), drawn(data, 0, 0, 1))
     size = tuple((m - 1) // stride + 1 for m in (height, width))
-    positions = n * size[0] * size[1]
-    index = count = None
+    s, positions = drawn(data, 1, 2, 3, 99), n * size[0] * size[1]
+    index, count, units = None, None, positions
     listed = torch.arange(positions)
     if drawn(data, True, False):
-        index, count = ops.active_patches(torch.rand(n, *size) < drawn(data, 0, 0.5, 1))
-        listed = index[:int(count)].long()
+        index, count = ops.active_patches(
+            torch.rand(n, *(-(-m // s) for m in size)) < drawn(data, 0, 0.5, 1))
+        flat, inside = ops.patch_positions(index, count, size, s)
+        listed, units = flat[inside], len(index)
         index = guarded(index)
+    else:
+        s = 1
     channels = Channels(data, n, outputs, drawn(data, True, False))
     out = guarded(torch.full((positions, outputs), NAN, dtype=dtype), shift)
     set_any(device, data)
-    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, stride, relu, index,
-               count, positions, *channels.arguments, x, None, out, False, None, None)
+    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, s, stride, relu,
+               index, count, units, *channels.arguments, x, None, out, False, None, None)
     expected = ops.conv1x1_positions.reference(
         as_map(x, n, height, width), index, count, *conv.reference, stride, relu,
-        **channels.reference)
+        **channels.reference, granularity=s)
     expected = channels.poison(as_rows(expected)[listed], listed // (size[0] * size[1]))
     assert torch.equal(out[listed].isnan(), expected.isnan())
     assert_close(out[listed].nan_to_num(), expected.nan_to_num(), dtype)
@@ -233,8 +237,8 @@ def test_the_masker_in_the_first_convolution(device, dtype, descending):
         out = guarded(torch.full((len(x), outputs), NAN, dtype=dtype))
         logits = guarded(torch.full((len(x),), NAN))
         device.set(multiprocessors, descending=descending)
-        device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, True, None, None,
-                   len(x), None, None, 0, 1, x, None, out, False, weight, logits)
+        device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, 1, True, None,
+                   None, len(x), None, None, 0, 1, x, None, out, False, weight, logits)
         expected = ops.conv1x1_positions.reference(as_map(x, n, height, width), None, None,
                                                    *conv.reference)
         assert_close(out, as_rows(expected), dtype)
@@ -250,8 +254,8 @@ def test_tf32_is_as_exact_as_its_ten_bits(device):
     expected = as_rows(ops.conv1x1_positions.reference(as_map(x, 1, 6, 6), None, None,
                                                        *conv.reference))
     for tf32 in (False, True):
-        device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, True, None, None, 36, None,
-                   None, 0, 1, x, None, out, tf32, None, None)
+        device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, 1, True, None, None, 36,
+                   None, None, 0, 1, x, None, out, tf32, None, None)
         errors.append((out - expected).abs().max().item())
     assert errors[0] < 1e-5 < errors[1] < 3e-3
 
@@ -265,7 +269,7 @@ def test_infinity_and_the_largest_values_come_through_in_float32(device):
     conv.weight[:, 0, 0, 1] = 0.25
     x, out = guarded(x), guarded(torch.zeros(36, outputs))
     device.set()
-    device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, False, None, None, 36, None,
+    device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, 1, False, None, None, 36, None,
                None, 0, 1, x, None, out, False, None, None)
     expected = x.double() @ conv.weight.double().view(outputs, inputs).t() + conv.bias.double()
     assert torch.equal(out.isnan(), expected.isnan()) and out.isnan().any()
@@ -310,8 +314,8 @@ def test_offsets_beyond_32_bits(device):
     conv = Conv(channels, channels, 1, 1, torch.float16, 0)
     index, count = at.int(), torch.tensor([3], dtype=torch.int32)
     device.set(2)
-    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, False, index, count,
-               3, None, None, 0, 1, x, None, out, False, None, None)
+    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, 1, False, index,
+               count, 3, None, None, 0, 1, x, None, out, False, None, None)
     expected = x[at].double() @ conv.reference[0].flatten(1).t() + conv.reference[1]
     assert_close(out[at], expected, torch.float16)
 
@@ -414,7 +418,7 @@ def test_lists_that_lie_are_passed_over(device, dtype):
     index = guarded(torch.tensor([-5, 3, 12, 2**30, 7], dtype=torch.int32))
     device.set()
     for count in (-3, 99):  # of a list of 5
-        device.run('run_conv1x1_positions', *conv.arguments, 1, 3, 4, 1, True, index,
+        device.run('run_conv1x1_positions', *conv.arguments, 1, 3, 4, 1, 1, True, index,
                    torch.tensor([count], dtype=torch.int32), 5, None, None, 0, 1, x, None, out,
                    False, None, None)
         written = ~out.isnan().any(1)

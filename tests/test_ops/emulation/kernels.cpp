@@ -82,9 +82,10 @@ int run_conv1x1_positions(const int64_t* arguments) {
   Arguments a{arguments};
   const Conv conv = a.conv();
   const MapSize in = a.size();
-  const int64_t stride = a.integer(), relu = a.integer();
+  const int64_t granularity = a.integer(), stride = a.integer(), relu = a.integer();
   const UnitList list = a.list();
-  RowGemm gemm = conv1x1_positions(conv, in, in.strided(stride), stride, list, a.channels());
+  const auto grid = PatchGrid::of(in.strided(stride), granularity);
+  RowGemm gemm = conv1x1_positions(conv, in, grid, stride, list, a.channels());
   gemm.relu = relu != 0;
   return a.run(gemm);
 }
