@@ -2,7 +2,8 @@
 
     python tools/check_cuda.py                  # sm_80, sm_90 and sm_120
     python tools/check_cuda.py --arch 90 --only row_gemm_half
-    python tools/check_cuda.py --table docs/kernels.json   # notes them, for docs/ops.md
+    python tools/check_cuda.py --table docs/kernels.json      # note what kernels use
+    python tools/check_cuda.py --markdown docs/kernels.json   # the table of docs/ops.md
 
 Needs nvcc, but neither torch nor a GPU. Fails at the first warning, and where a kernel
 spills registers.
@@ -129,7 +130,11 @@ def main(argv=None):
     parser.add_argument('--only', help='one file, without its ending')
     parser.add_argument('--jobs', type=int, default=2)
     parser.add_argument('--table', help='note what kernels use in this JSON file')
+    parser.add_argument('--markdown', help='print this file of --table, and compile nothing')
     args = parser.parse_args(argv)
+    if args.markdown:
+        print(markdown(json.loads(Path(args.markdown).read_text())))
+        return
     if shutil.which('nvcc') is None:
         sys.exit('nvcc is missing: install a CUDA toolkit and put its bin folder on PATH')
     sources = sorted(KERNELS.glob(f'{args.only or "*"}.cu'))
@@ -159,6 +164,23 @@ def note(kernels, path):
     rows.update({(k.arch, k.name): k.row() for k in kernels})
     ordered = sorted(rows.values(), key=lambda row: (row['name'], int(row['arch'])))
     path.write_text(json.dumps(ordered, indent=1) + '\n')
+
+
+def markdown(rows):
+    """Kernels by architecture: registers, shared memory and blocks, in Markdown."""
+    kernels: dict = {}
+    for row in rows:
+        kernels.setdefault((row['name'], row['threads']), {})[row['arch']] = row
+    archs = sorted({row['arch'] for row in rows}, key=int)
+    lines = ['| kernel | threads | ' + ' | '.join(f'sm_{arch}' for arch in archs) + ' |',
+             '|---|---|' + '---|' * len(archs)]
+    for (name, threads), own in sorted(kernels.items()):
+        cells = []
+        for row in (own[arch] for arch in archs):
+            shared = (row['static_shared'] + row['dynamic_shared']) / 1024
+            cells.append(f"{row['registers']}, {shared:.0f}, {row['blocks']}")
+        lines.append(f'| `{name}` | {threads} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
 
 
 if __name__ == '__main__':

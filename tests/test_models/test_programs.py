@@ -1,5 +1,6 @@
 """A block runs exactly the steps of its program, at exactly the sizes that these say."""
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -241,7 +242,7 @@ def test_a_bottleneck_runs_its_program(data):
             run_recorded(block, x, decision, draw(*case.shape.routes(case)))
 
 
-@pytest.fixture(scope='module')
+@contextmanager
 def as_on_a_gpu():
     """Blocks choose a GPU's programs, and the CPU runs them."""
     own = DynamicBlock.case
@@ -252,7 +253,7 @@ def as_on_a_gpu():
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_a_bottleneck_runs_the_program_of_a_gpu(as_on_a_gpu, data):
+def test_a_bottleneck_runs_the_program_of_a_gpu(data):
     def draw(*values):
         return data.draw(st.sampled_from(values))
 
@@ -264,7 +265,7 @@ def test_a_bottleneck_runs_the_program_of_a_gpu(as_on_a_gpu, data):
     block = randomize_norms(LAUDBottleneck(shape, norm_cfg=dict(type='BN'))).double().eval()
     n, h, w = (data.draw(st.integers(1, high)) for high in (4, 24, 24))
     x, rate = torch.randn(n, 32, h, w, dtype=torch.float64), draw(0.0, 0.3, 0.7, 1.0)
-    with torch.no_grad():
+    with torch.no_grad(), as_on_a_gpu():
         decision = block.masker(x).map(lambda mask: torch.rand(mask.shape) < rate)
         case = block.case(x)
         program = case.shape.program(case)
