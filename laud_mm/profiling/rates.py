@@ -35,6 +35,9 @@ class RateBench:
             self.x = x.contiguous(memory_format=torch.channels_last)
             self.compiled = compiled_static(setting, net, self.x)
 
+    def __str__(self):
+        return f'{self.network}, batch {self.batch}, {self.dtype} on {self.device}'
+
     @contextmanager
     def _ready(self):
         with torch.no_grad(), run_precision('fp32', self.device):
