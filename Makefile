@@ -4,7 +4,8 @@
 # make test   run the tests
 # make coverage  the tests, and which lines they run; fails under 90 %
 # make asan   run the operations' tests on CPU kernels built with AddressSanitizer
-# make cuda-check     compile the CUDA kernels for all architectures; needs nvcc, no GPU
+# make cuda-check     compile the CUDA kernels for all architectures and note what they use;
+#                     needs nvcc, no GPU
 # make cuda-sanitize  run the GPU tests of the operations under compute-sanitizer
 # make lint   check style and types
 # make docs   the documentation, into build/site; fails at any warning
@@ -67,7 +68,7 @@ digits: env
 	.venv/bin/python tools/run_digits.py --work-dir $(DIGITS)
 
 cuda-check:
-	$(PYTHON) tools/check_cuda.py
+	$(PYTHON) tools/check_cuda.py --table docs/kernels.json
 
 # The caching allocator would hide reads beyond a tensor.
 cuda-sanitize: env

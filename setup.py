@@ -16,7 +16,7 @@ MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools'}
 ONLY_HERE = ('laud_mm.demo', 'laud_mm.zoo')
 TOOLS_ONLY_HERE = ('run_demo.py', 'run_digits.py', 'run_coco_small.py', 'make_gallery.py',
                    'make_demo_data.py', 'make_model_zoo.py', 'soak.py', 'setup_env.py',
-                   'check_cuda.py')
+                   'check_cuda.py', 'gpu_bringup.py')
 MIM_INDEX = ('model-index.yml', 'metafiles/*.yml')  # name configs by their place in MIM_CONTENT
 
 

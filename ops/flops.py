@@ -35,12 +35,13 @@ def _per_sample(index, count, size, granularity, samples):
 
 
 def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
-                      channel_count=None, group_size=1, packed=None, *_, **kwargs):
+                      channel_count=None, group_size=1, packed=None, granularity=1, *_,
+                      **kwargs):
     samples, (outputs, inputs) = len(x), weight.shape[:2]
-    area = ((x.shape[2] - 1) // stride + 1) * ((x.shape[3] - 1) // stride + 1)
-    positions = torch.full((samples,), area)
-    if index is not None and _values(index) is not None:
-        positions = torch.bincount(index[:int(count)].cpu() // area, minlength=samples)
+    size = tuple((n - 1) // stride + 1 for n in x.shape[2:])
+    positions = torch.full((samples,), size[0] * size[1])
+    if index is not None:
+        positions = _per_sample(index, count, size, granularity, samples)
     outputs = _picked(channel_count, group_size, samples, outputs)
     return 2 * inputs * int((positions * outputs).sum())
 

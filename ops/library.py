@@ -49,7 +49,7 @@ def op(schema, fake=None):
 
         @functools.wraps(reference)
         def run(*args, **kwargs):
-            call = reference if _state.references else kernel
+            call = reference if _state.references or not _kernels_compute(args, kwargs) else kernel
             if torch.is_grad_enabled() and any(
                     isinstance(a, torch.Tensor) and a.requires_grad
                     for a in (*args, *kwargs.values())):
@@ -122,11 +122,27 @@ def _load_extension(path):
                           f'torch {torch.__version__}: {_REBUILD}')
 
 
-def has_kernel(device):
-    """Whether compiled kernels serve the operations on a device, not the references."""
-    if _state.references or not _state.loaded:
+def _kernels_compute(args, kwargs):
+    """Whether kernels, where there are any, compute in the types of an operation's tensors."""
+    return all(_computes_in(a.device.type, a.dtype) for a in (*args, *kwargs.values())
+               if isinstance(a, torch.Tensor))
+
+
+def _computes_in(device, dtype):
+    return device != 'cuda' or dtype != torch.float64
+
+
+def has_kernel(device, dtype=None):
+    """Whether compiled kernels serve the operations, not the references.
+
+    Args:
+        device (str | torch.device): Where.
+        dtype (torch.dtype, optional): Of the maps; default: what all kernels compute in.
+    """
+    device = torch.device(device).type
+    if _state.references or not _state.loaded or not _computes_in(device, dtype):
         return False
-    return torch.device(device).type == 'cpu' or torch.ops.laud_mm_build.cuda()
+    return device == 'cpu' or torch.ops.laud_mm_build.cuda()
 
 
 def has_dot_products(x):

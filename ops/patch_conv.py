@@ -107,15 +107,15 @@ def _fake_positions(x, index, count, weight, bias, stride=1, *_, **__):
 
 @op('(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor bias, int stride=1, '
     'bool relu=True, Tensor? channel_index=None, Tensor? channel_count=None, int group_size=1, '
-    'Tensor? packed=None) -> Tensor', fake=_fake_positions)
+    'Tensor? packed=None, int granularity=1) -> Tensor', fake=_fake_positions)
 def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
-                      channel_count=None, group_size=1, packed=None):
-    """A 1x1 convolution (and ReLU) at listed output positions.
+                      channel_count=None, group_size=1, packed=None, granularity=1):
+    """A 1x1 convolution (and ReLU) at listed output positions, or patches of them.
 
     Args:
         x (Tensor): (N, C, H, W), channels-last.
         index (Tensor | None): int32, ascending positions of the flat output map
-            (N, ceil(H / stride), ceil(W / stride)); None: all.
+            (N, ceil(H / stride), ceil(W / stride)), or patches of its grid; None: all.
         count (Tensor | None): (1,) int32, how many are listed.
         weight (Tensor): (C', C, 1, 1).
         bias (Tensor): (C',).
@@ -125,6 +125,7 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
         channel_count (Tensor | None): (N,) int32.
         group_size (int): G.
         packed (Tensor | None): Prepared weights.
+        granularity (int): Side of what is listed: 1 for positions.
 
     Returns:
         Tensor: (N, C', H', W'), channels-last; positions that are not listed are
@@ -133,7 +134,8 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
     size = _strided(x.shape[-2:], stride)
     flat = torch.arange(len(x) * size[0] * size[1], device=x.device)
     if index is not None:
-        flat = index[:int(count)].long()
+        flat, inside = patch_positions(index, count, size, granularity)
+        flat = flat[inside]
     rows = _rows(x[:, :, ::stride, ::stride])[flat]
     rows = F.linear(rows, weight.flatten(1), bias)
     rows = F.relu(rows) if relu else rows

@@ -13,13 +13,16 @@ from .profile import UnitProfile, load_profile
 from .scales import Scales, load_scales
 
 if TYPE_CHECKING:
+    from laud_mm.latency.cuda_graphs import GraphedBackbone
+
     from .build import deploy
     from .calibrate import measure_scales
     from .compiled import CompiledBackbone
     from .modules import DeployedBackbone
 
-__all__ = ['Artefact', 'CompiledBackbone', 'DeployedBackbone', 'Scales', 'UnitProfile', 'deploy',
-           'load', 'load_profile', 'load_scales', 'measure_scales', 'write_artefact']
+__all__ = ['Artefact', 'CompiledBackbone', 'DeployedBackbone', 'GraphedBackbone', 'Scales',
+           'UnitProfile', 'deploy', 'load', 'load_profile', 'load_scales', 'measure_scales',
+           'write_artefact']
 
 
 def __getattr__(name: str) -> Any:
@@ -32,6 +35,9 @@ def __getattr__(name: str) -> Any:
     if name == 'CompiledBackbone':
         from .compiled import CompiledBackbone
         return CompiledBackbone
+    if name == 'GraphedBackbone':
+        from laud_mm.latency.cuda_graphs import GraphedBackbone
+        return GraphedBackbone
     if name == 'DeployedBackbone':
         from .modules import DeployedBackbone
         return DeployedBackbone

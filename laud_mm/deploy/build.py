@@ -161,7 +161,7 @@ def _deploy_block(block, like, owned, settings, plan):
         parts = specialise(parts, settings.profile, settings.tolerance)
     shape, folded = parts.shape, parts.folded
     case = Case(shape, like.shape[-2:], like.shape[0], like.device.type,
-                ops.has_kernel(like.device), False, owned, ops.has_dot_products(like))
+                ops.has_kernel(like.device, like.dtype), False, owned, ops.has_dot_products(like))
     if parts.removed:
         program = shape.program(case, REMOVED)
     elif settings.integers:
@@ -192,7 +192,8 @@ def choose_program(shape: BottleneckShape, case: Case, plan: Any, like: Tensor,
         return shape.program(case, dense)
     times = plan.times(case) if plan is not None and plan.fits(like) else None
     if times is None:
-        return shape.program(case)
+        program = shape.program(case)
+        return program if program.break_even > 0 else shape.program(case, dense)
     skips = plan.expected_rate ** len(shape.masks) <= times.break_even
     return shape.program(case, times.route if skips else dense)
 
@@ -206,7 +207,9 @@ def integer_program(shape: BottleneckShape, case: Case) -> Program:
     if shape.channel_skipping:
         raise ValueError('paradigm must be layer, spatial or None to be quantised, got '
                          f'{shape.paradigm!r} of {shape.name}')
-    return shape.program(replace(case, owns_input=True), BottleneckRoute('listed'))
+    # Wherever it runs, as on a CPU: the integer operations list positions.
+    own = replace(case, device='cpu', owns_input=True)
+    return shape.program(own, BottleneckRoute('listed'))
 
 
 def _deploy_maskers(maskers):

@@ -1,5 +1,6 @@
 """LatencyHook: what the backbone computed on a validation set, and how long it took."""
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from mmengine.runner.amp import autocast
 
 from laud_mm.latency.analytic import check_batch
 from laud_mm.latency.calibrated import load_predictor
+from laud_mm.latency.cuda_graphs import graphed
 from laud_mm.latency.measure import device_stamp, measure_interleaved
 from laud_mm.latency.plots import plot_report
 from laud_mm.latency.report import BackboneStatistics, predict_report, report_metrics, round_size
@@ -155,6 +157,7 @@ class _Watched:
         self.name, self.backbone = name, backbone
         self.statistics, self.seen_batch = BackboneStatistics(), 1
         self.inputs, self._warm, self._timing = [], set(), False
+        self._runs = {}
         self.handle = backbone.register_forward_hook(self._watch)
 
     def _watch(self, backbone, args, outputs):
@@ -178,8 +181,11 @@ class _Watched:
         bucket = (len(x), *round_size(x.shape[-2:]))
         warmup = 0 if bucket in self._warm else warmup
         self._warm.add(bucket)
+        # On a GPU as graphs: else the host would be timed.
+        self._runs = self._runs or dict(dynamic=graphed(self.backbone, x.device),
+                                        static=graphed(self._run_static, x.device))
         stats, _ = measure_interleaved(
-            dict(dynamic=lambda: self.backbone(x), static=lambda: self._run_static(x)),
+            {name: partial(run, x) for name, run in self._runs.items()},
             x.device, warmup, repeats, first=self.statistics.timed)
         return stats['dynamic'].mean_ms, stats['static'].mean_ms
 

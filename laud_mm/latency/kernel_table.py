@@ -41,12 +41,12 @@ class ProgramSchedule:
         return self._launch(block, block.shape.static_route, None, batch)
 
     def dynamic(self, block: BlockSpec, rates: Rates | None, batch: int) -> list[Launch]:
-        """Launches of the block's default program at `Rates`; None: always on."""
+        """Launches of the program that runs at `Rates`; None: always on."""
         return self._launch(block, None, rates, batch)
 
     def _launch(self, block, route, rates, batch):
         case = Case(block.shape, block.in_size, batch, self.device)
-        program = block.shape.program(case, route)
+        program = block.program(case, route, rates)
         work = block.shape.expected_work(case, program.route, rates)
         return [replace(launch, name=f'{block.name}.{step.part or step.kind}',
                         probability=times * launch.probability)
@@ -228,7 +228,7 @@ def _decide_tokens(step, work, batch):
     return _stream(values + step.in_rows, macs=values)
 
 
-@launches('norm_rows', 'gelu', 'gather_tokens')
+@launches('norm_rows', 'gelu', 'gather_tokens', 'mask_heads', 'mask_tokens')
 def _token_stream(step, work, batch):
     return _stream(2 * _per_sample(work) * step.op.out_channels, work.samples / batch)
 

@@ -1,5 +1,6 @@
 """Measure latency: synchronised, warmed up, interleaved, in milliseconds."""
 import ctypes
+import math
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -7,11 +8,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from .cuda_graphs import PlainPass, record_pass
 from .machine import cpu_clock_mhz, cpu_name
 
 # OpenMP's threads spin for milliseconds after their work. Another runtime's threads then share
 # the cores with them: ResNet-50 in onnxruntime took 25 ms right after torch, 18 ms 10 ms later.
 SETTLE_S = 0.01
+# A GPU waits so many cycles, a tenth of a millisecond, before what is timed, so that launches
+# are queued by then: else short work would be timed as the host's work of launching it.
+HEAD_START_CYCLES = 150_000
+LEAST_MS = 0.5  # that copies of a short program take together
+MOST_COPIES = 50
+CPU_SWEEP_BYTES = 8 << 20  # more than the near caches of two CPU cores hold
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,9 @@ class Timer:
         """A point in time of the device's work, for `between_ms`."""
         if self.device.type != 'cuda':
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        # Within a CUDA graph every replay takes the time anew.
+        captured = dict(external=True) if torch.cuda.is_current_stream_capturing() else {}
+        event = torch.cuda.Event(enable_timing=True, **captured)
         event.record()
         return event
 
@@ -84,6 +94,7 @@ class Timer:
             with torch.cuda.device(self.device):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 torch.cuda.synchronize()
+                torch.cuda._sleep(HEAD_START_CYCLES)
                 start.record()
                 fn()
                 end.record()
@@ -127,6 +138,55 @@ def measure_interleaved(programs, device, warmup=5, repeats=30, first=0,
                 programs[name]()
             samples[name].append(timer.time_ms(programs[name]))
     return {name: LatencyStats.of(s) for name, s in samples.items()}, samples
+
+
+def sweep_bytes(device):
+    """Bytes to write so that the near caches of a device hold nothing of before."""
+    if torch.device(device).type != 'cuda':
+        return CPU_SWEEP_BYTES
+    return 2 * torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def copies_for(one_ms):
+    """How many copies of a program that takes so long are timed together."""
+    return min(max(math.ceil(LEAST_MS / max(one_ms, 1e-6)), 1), MOST_COPIES)
+
+
+def measure_copies(programs, device, warmup=2, repeats=10, waiting=()):
+    """Time short programs in turn: many copies together, each after a sweep of the caches.
+
+    On a GPU the copies are one CUDA graph, where a program can be captured. What the sweeps take
+    is timed beside them and taken off.
+
+    Args:
+        programs (dict[str, Callable]): Name to a function without arguments.
+        device (str | torch.device): Where they run.
+        warmup (int): Untimed runs of the copies first.
+        repeats (int): Timed runs of them.
+        waiting (Sequence[str]): Programs that wait for the device and cannot be captured.
+
+    Returns:
+        tuple[dict[str, LatencyStats], dict[str, list[float]]]: As of `measure_interleaved`, per
+        copy; at least 0.
+    """
+    timer, swept = Timer(device), torch.zeros(sweep_bytes(device) // 4, device=device)
+    together, copies = {}, {}
+    for name, program in programs.items():
+        program()
+        count = copies_for(min(timer.time_ms(program) for _ in range(3)))
+        for key, body in ((name, program), (f'{name} sweeps', None)):
+            def run(swept, body=body, count=count):
+                for _ in range(count):
+                    swept.add_(1)
+                    if body is not None:
+                        body()
+            record = PlainPass if key in waiting else record_pass
+            together[key] = record(run, swept).replay
+        copies[name] = count
+    _, samples = measure_interleaved(together, device, warmup, repeats)
+    each = {name: np.maximum(np.subtract(samples[name], samples[f'{name} sweeps']) / count,
+                             0).tolist() for name, count in copies.items()}
+    return {name: LatencyStats.of(own) for name, own in each.items()}, each
 
 
 def device_stamp(device):

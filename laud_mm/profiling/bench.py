@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from laud_mm.deploy import CompiledBackbone, deploy
+from laud_mm.latency.cuda_graphs import graphed
 from laud_mm.latency.measure import Timer, keep_freed_memory, measure_interleaved
 from laud_mm.latency.sweep import Setting, granularity_arguments, stage_granularity
+from laud_mm.models.backbones.block import is_channels_last
 from laud_mm.models.dynamic import force_rate, replay
 from laud_mm.registry import MODELS
 from laud_mm.specs import NETWORKS, Rates, backbone_spec, family_of
@@ -95,15 +97,30 @@ def run_precision(precision, device):
     device = torch.device(device).type
     if precision == 'tf32' and device != 'cuda':
         raise ValueError(f"precision 'tf32' needs a CUDA device, got {device!r}")
-    matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == 'tf32'
     dtypes = dict(amp_fp16=torch.float16, amp_bf16=torch.bfloat16)
+    with _tf32(precision == 'tf32'), (torch.autocast(device, dtypes[precision])
+                                      if precision in dtypes else nullcontext()):
+        yield
+
+
+@contextmanager
+def _tf32(allowed):
+    """Let float32 products be TF32 on a GPU, or not."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    owners, name, value = (matmul, cudnn), 'allow_tf32', allowed
     try:
-        with torch.autocast(device, dtypes[precision]) if precision in dtypes else nullcontext():
-            yield
+        before = [getattr(owner, name) for owner in owners]
+    except RuntimeError:  # the newer names were used, and the older ones must not be any more
+        owners, name = (matmul, cudnn.conv, cudnn.rnn), 'fp32_precision'
+        value = 'tf32' if allowed else 'ieee'
+        before = [getattr(owner, name) for owner in owners]
+    try:
+        for owner in owners:
+            setattr(owner, name, value)
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = matmul
-        torch.backends.cudnn.allow_tf32 = conv
+        for owner, old in zip(owners, before):
+            setattr(owner, name, old)
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,7 @@ class TimedBackbone:
         ratios (dict[str, float]): Dynamic over each other program, the median
             over runs that were timed together.
         cost (ActivationCost): What was decided.
-        programs (dict[str, Callable]): What was timed.
+        programs (dict[str, Callable]): The backbone's own, as they run without a CUDA graph.
         deployed_ratios (dict[str, float]): The deployed net over each static one, likewise;
             empty where none was timed.
         without_maskers (float | None): Dynamic less its maskers, over static, likewise;
@@ -132,7 +149,7 @@ class TimedBackbone:
 
 def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers=False,
                   settle=False, deployed=None):
-    """Time a backbone at an exact forced rate, and its static net.
+    """Time a backbone at an exact forced rate, and its static net; on a GPU as CUDA graphs.
 
     Args:
         net (LAUDBackbone): In evaluation. Its maskers run and count; random
@@ -155,17 +172,19 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers
         net(x)
     cost, decisions = net.record.cost(), net.record.decisions
 
-    def dynamic():
+    def dynamic(x):
         with replay(net, decisions):
-            net(x)
+            return net(x)
 
-    def static():
+    def static(x):
         with net.as_static():
-            net(x)
-    programs = dict(dynamic=dynamic, static=static, **(statics or {}))
+            return net(x)
+    own = dict(dynamic=dynamic, static=static)
     if time_maskers:
         inputs = block_inputs(net, x)
-        programs['maskers'] = lambda: [block.masker(y) for block, y in inputs]
+        own['maskers'] = lambda x: [block.masker(y) for block, y in inputs]
+    programs = {name: partial(graphed(run, x.device), x) for name, run in own.items()}
+    programs.update(statics or {})
     if deployed:
         programs['deployed'] = deployed
     stats, samples = measure_interleaved(programs, x.device, warmup, repeats, settle=settle)
@@ -175,7 +194,8 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers
                 for name, own in samples.items() if name not in ('dynamic', 'deployed', 'maskers')}
     without = float(np.median((np.array(samples['dynamic']) - samples['maskers'])
                               / samples['static'])) if time_maskers else None
-    return TimedBackbone(stats, ratios_of('dynamic'), cost, programs,
+    return TimedBackbone(stats, ratios_of('dynamic'), cost,
+                         {name: partial(run, x) for name, run in own.items()},
                          ratios_of('deployed') if deployed else {}, without)
 
 
@@ -227,7 +247,7 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         x = x.contiguous(memory_format=memory)
         statics, others = {}, static_peers(static_net(setting, net), x) if peers else None
         if compile_static:
-            statics['compiled'] = partial(compiled_static(setting, net, memory), x)
+            statics['compiled'] = compiled_static(setting, net, x)
         if others is not None:
             statics.update(others.programs)
         rate = setting.rate if setting.block_rates is None else setting.block_rates
@@ -365,16 +385,40 @@ def static_net(setting, net):
     return static
 
 
-def compiled_static(setting, net, memory):
-    """The static net with the same weights under `torch.compile`, weights frozen."""
+def compiled_static(setting, net, x):
+    """The static net with the same weights under `torch.compile`, weights frozen.
+
+    Args:
+        setting (BenchSetting): The network.
+        net (LAUDBackbone): Where its weights come from.
+        x (Tensor): (N, C, H, W) images, in the memory format that weights get too.
+
+    Returns:
+        Callable: Without arguments; it ran once, and was compiled for these images.
+
+    Raises:
+        RuntimeError: If it runs uncompiled, or as more graphs than one.
+    """
     import torch._inductor as inductor
-    static = static_net(setting, net)
-    weight = next(net.parameters())
-    static = static.to(weight.device, weight.dtype, memory_format=memory)
-    mode = inductor.list_mode_options('max-autotune') if weight.is_cuda else {}
+    memory = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    static = static_net(setting, net).to(x.device, next(net.parameters()).dtype,
+                                         memory_format=memory)
+    mode = inductor.list_mode_options('max-autotune') if x.is_cuda else {}
     # Earlier nets count towards the limit of recompilations, beyond which nothing is compiled.
     torch._dynamo.reset()
-    return torch.compile(static, fullgraph=True, options=dict(mode, freezing=True))
+    before = _graphs()
+    compiled = torch.compile(static, fullgraph=True, options=dict(mode, freezing=True))
+    compiled(x)
+    if _graphs() - before != 1:
+        raise RuntimeError('the compiled static net must be one compiled graph, got '
+                           f'{_graphs() - before}: nothing was timed (is TORCHDYNAMO_DISABLE '
+                           'or TORCH_COMPILE_DISABLE set?)')
+    return partial(compiled, x)
+
+
+def _graphs():
+    """Graphs that torch.compile has made in this process."""
+    return torch._dynamo.utils.counters['stats']['unique_graphs']
 
 
 def stage_latencies(net, run, device, repeats):

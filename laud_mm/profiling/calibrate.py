@@ -25,16 +25,19 @@ STEADY = 1.08  # how much the drift probe may change while a net is measured
 MOST_DRIFT = 1.25  # nets measured at another speed than this share of the typical are left out
 CAREFUL = 4  # times as long is a net timed that checks the fit
 LARGE_SHARE = 0.12  # of the nets run on images as detectors have them
+# Images per batch of random nets, and of those on large images.
+BATCHES = dict(cpu=((1, 1, 2, 4, 8), (1,)), cuda=((1, 8, 32, 64, 128), (1, 2, 8)))
 
 
-def random_net(rng):
+def random_net(rng, device='cpu'):
     """A random backbone with its images' size, a rate for every block and a batch."""
+    batches, large = BATCHES['cuda' if torch.device(device).type == 'cuda' else 'cpu']
     drawn = [family for family in FAMILIES.values() if family.draw]
     family = rng.choices(drawn, [max(len(own.granularities), 0.3) for own in drawn])[0]
-    batch, side = rng.choice((1, 1, 2, 4, 8)), 32 * rng.randint(4, 8)
+    batch, side = rng.choice(batches), 32 * rng.randint(4, 8)
     size = side, side
     if family.granularities and rng.random() < LARGE_SHARE:
-        batch, size = 1, (32 * rng.randint(14, 26), 32 * rng.randint(20, 39))
+        batch, size = rng.choice(large), (32 * rng.randint(14, 26), 32 * rng.randint(20, 39))
     net = MODELS.build(dict(family.draw(rng), type=f'laud_mm.{family.backbone}')).eval()
     mean = rng.uniform(0.2, 0.9)
     rates = {block.shape.name: min(max(rng.gauss(mean, 0.2), 0.0), 1.0)
@@ -66,7 +69,7 @@ def measure_nets(count, device, dtype=torch.float32, seed=0, repeats=7, seconds=
     with torch.no_grad():  # what is made in inference mode is folded anew in every pass
         for index in track(range(count)):
             torch.manual_seed(seed + index)
-            net, size, rates, batch = random_net(rng)
+            net, size, rates, batch = random_net(rng, device)
             net = net.to(device, dtype, memory_format=torch.channels_last)
             x = torch.randn(batch, net.in_channels, *size, device=device, dtype=dtype)
             x = x.contiguous(memory_format=torch.channels_last)

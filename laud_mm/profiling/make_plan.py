@@ -3,7 +3,14 @@ from functools import partial
 
 import torch
 
-from laud_mm.latency.measure import LatencyStats, Timer, device_stamp, keep_freed_memory
+from laud_mm.latency.cuda_graphs import record_pass
+from laud_mm.latency.measure import (
+    LatencyStats,
+    Timer,
+    device_stamp,
+    keep_freed_memory,
+    sweep_bytes,
+)
 from laud_mm.latency.plans import (
     PRECISIONS,
     BlockTimes,
@@ -18,7 +25,6 @@ from laud_mm.specs.arguments import check_choice, check_fraction, check_positive
 
 RATES = (0.25, 0.5, 0.75, 0.9, 1.0)
 DRAWS = 3  # random decisions of each rate, in turn
-SWEEP_BYTES = 8 << 20  # more than the near caches of two CPU cores hold
 
 
 class OneRoute(ExecutionPlan):
@@ -94,15 +100,8 @@ def block_inputs(net, x):
     return found
 
 
-def sweep_bytes(device):
-    """Bytes to write so that the near caches of a device hold nothing of before."""
-    if device.type != 'cuda':
-        return SWEEP_BYTES
-    return 2 * torch.cuda.get_device_properties(device).L2_cache_size
-
-
 def time_block(block, x, rates, warmup, repeats):
-    """Time a block's routes on an input, in turn: `BlockTimes`."""
+    """Time a block's routes on an input, in turn, on a GPU as CUDA graphs: `BlockTimes`."""
     timer, decision = Timer(x.device), block.masker(x)
     case, (weights, _) = block.case(x, block.owns_input), block.weights()
     dense_route = block.shape.dense_route(block.shape.masks)
@@ -112,19 +111,25 @@ def time_block(block, x, rates, warmup, repeats):
     # A plan of its own for each, or programs would be chosen anew in every run.
     plans = {route: OneRoute(route) for route in (dense_route, *routes)}
 
-    def run(route, decision):
-        run_program(block, scratch, Execution(plan=plans[route], override=lambda *_: decision),
-                    weights, block.owns_input)
-    scratch, samples = x.clone(), {(route, i): [] for route in routes for i in range(len(rates))}
+    # Decisions are read from here, so that one graph of a route serves all of them.
+    slot = decision.map(torch.clone)
+
+    def run(route, x):
+        return run_program(block, x, Execution(plan=plans[route], override=lambda *_: slot),
+                           weights, block.owns_input)
+    passes = {route: record_pass(partial(run, route), x) for route in (dense_route, *routes)}
+    samples = {(route, i): [] for route in routes for i in range(len(rates))}
     samples[dense_route, 0] = []
     sweep = torch.zeros(sweep_bytes(x.device) // 4, device=x.device)
     for repeat in range(warmup + repeats):
         # Alternate who goes first: the second finds other caches.
         for (route, index), own in list(samples.items())[::(-1)**repeat]:
-            chosen = draws[index][repeat % DRAWS]
+            for kept, chosen in zip(slot.masks().values(),
+                                    draws[index][repeat % DRAWS].masks().values()):
+                kept.copy_(chosen)
             sweep.add_(1)  # in a net, weights come from beyond the near caches
-            scratch.copy_(x)  # a block may write over its input
-            own.append(timer.time_ms(partial(run, route, chosen)))
+            passes[route].load(x)  # a block may write over its input
+            own.append(timer.time_ms(passes[route].replay))
 
     def median(samples):
         return LatencyStats.of(samples[warmup:]).p50_ms

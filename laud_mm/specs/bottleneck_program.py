@@ -14,6 +14,9 @@ MASKS = 'masks'  # the loop over the channel masks of a batch
 PASS_MACS = dict(cpu=8, cuda=64)
 # Shares of active units beyond which a CPU is faster with everything, measured: see docs/ops.md.
 BREAK_EVEN = dict(picked=0.65, shifted=0.55, shifted_halves=0.4, sliced=0.0)
+# Channels of a group from which a GPU's kernels pick channels: weights of fewer lie in pieces of
+# less than 16 bytes in half precision, and come too slowly for the products. An estimate.
+LEAST_PICKED = 8
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,11 @@ def patch_side(case: Case) -> int:
     return max(case.shape.out_size(case.in_size))
 
 
+def lists_maps(case: Case) -> bool:
+    """Whether conv1 takes listed samples as they are, without a list of their positions."""
+    return case.device != 'cpu' and not case.shape.spatial_skipping
+
+
 def bottleneck_program(case: Case, route: BottleneckRoute | None = None) -> Program:
     """The steps of a case on a route, by default the default one."""
     return _program(case, route or default_route(case))
@@ -142,11 +150,18 @@ class _Steps:
                        full_route(self.case))
 
     def break_even(self):
-        known = self.case.device == 'cpu' and self.case.kernels and not self.case.gradients
+        if self.case.gradients:
+            return 1.0
+        if self.case.device != 'cpu':
+            # Shapes that depend on values would have to be waited for.
+            waits = self.route.channels == 'sliced' or not self.case.kernels
+            small = (self.route.channels == 'picked'
+                     and self.shape.channel_granularity < LEAST_PICKED)
+            return 0.0 if waits or small else 1.0
         kind = self.route.channels
         if kind == 'picked' and self.shape.mask_before_norm:
             kind = 'shifted_halves' if self.case.dot_products else 'shifted'
-        return BREAK_EVEN.get(kind, 1.0) if known else 1.0
+        return BREAK_EVEN.get(kind, 1.0) if self.case.kernels else 1.0
 
     def deciding(self):
         shape, conv1 = self.shape, self.ops['conv1']
@@ -247,7 +262,7 @@ class _Steps:
         extra = dict(patch=side, group_size=shape.channel_granularity * picked, when=when)
         steps = []
         if not self.route.fused_masker:
-            if not everything:
+            if not everything and not lists_maps(self.case):
                 steps.append(self.step('halo_positions', 'halo', self.ops['conv2'], patch=side,
                                        when=when))
             steps.append(self.step(f'{kind}1x1', 'conv1', listed=not everything,

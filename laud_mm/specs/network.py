@@ -42,12 +42,17 @@ class BlockSpec:
             **case: More fields of `Case`.
         """
         own = Case(self.shape, self.in_size, batch, **case)
-        program: Program = self.shape.program(own, route)
+        program = self.program(own, route, rates)
+        return program.calls(self.shape.expected_work(own, program.route, rates), self.name)
+
+    def program(self, case: Case, route: Any, rates: Rates | None) -> Program:
+        """The program that runs at rates; arguments as of `calls`."""
+        program: Program = self.shape.program(case, route)
         active = 1.0 if rates is None else rates.unit
         if route is None and active > program.break_even:
-            masks = () if active == 1 else self.shape.masks
-            program = self.shape.program(own, program.full_route(self.shape, masks))
-        return program.calls(self.shape.expected_work(own, program.route, rates), self.name)
+            masks = () if active == 1 and case.device == 'cpu' else self.shape.masks
+            program = self.shape.program(case, program.full_route(self.shape, masks))
+        return program
 
     def static_calls(self, batch: int, **case: Any) -> list[StepCall]:
         """The steps of the static block."""

@@ -29,7 +29,7 @@ class Step:
         window (int): Side of a masker's pooling window; 0: the whole map.
         group_size (int): G, where channels are picked or decided on.
         units (int): Units that a masker decides on per image.
-        listed (bool): At listed positions only.
+        listed (bool): At listed positions only; of attention: to tokens that are on only.
         narrow (str): Which side of the op is the bottleneck, whose channels may be skipped:
             '', 'in', 'out' or 'both'.
         inner (tuple[OpSpec, ...]): The ops that it is made of, where it is several.
@@ -321,6 +321,8 @@ STEP_KINDS: dict[str, StepKind] = dict(
     norm_rows=StepKind(('rows', 'channels'), _token_rows),
     gather_tokens=StepKind(('rows', 'channels'), _token_rows, calls=('gather_tokens',)),
     pick_heads=StepKind(('rows', 'channels'), lambda s, w: (w.rows, w.heads * s.group_size)),
+    mask_heads=StepKind(('rows', 'channels'), _token_rows),
+    mask_tokens=StepKind(('rows', 'channels'), _token_rows),
     linear=StepKind(
         ('rows', 'inputs', 'outputs'), lambda s, w: (w.rows, *_head_sides(s, w)),
         lambda s, w: (int(bool(s.narrow) and w.picked > 0),)),

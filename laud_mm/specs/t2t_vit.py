@@ -8,7 +8,13 @@ from .network import NetworkSpec
 from .opspec import OpSpec, Rates, Size
 from .program import Case, Program
 from .steps import Step
-from .transformer_program import STATIC, expected_work, routes, transformer_program
+from .transformer_program import (
+    STATIC,
+    TransformerRoute,
+    expected_work,
+    routes,
+    transformer_program,
+)
 
 T2T_VIT_ARCHS = {
     't2t_vit_14': dict(embed_dims=384, num_layers=14, num_heads=6, feedforward_channels=1152),
@@ -129,6 +135,10 @@ class TransformerShape:
     def static_route(self) -> Any:
         """The route of the static block."""
         return STATIC
+
+    def dense_route(self, masks: tuple[str, ...]) -> Any:
+        """The route that computes everything and multiplies by some of the masks."""
+        return TransformerRoute('dense', masks)
 
     def routes(self, case: Case) -> tuple:
         """Routes that can run a case, the default first."""

@@ -52,6 +52,8 @@ RUN_BY = {
     'test_the_tool_writes_checks_and_says_what_it_is',
     'python tools/deploy.py': 'tests/test_deploy/test_deploy_tool.py::'
     'test_the_tool_writes_checks_and_says_what_it_is',
+    'python tools/gpu_bringup.py': 'tests/test_tools/test_gpu_bringup.py::'
+    'test_without_a_gpu_every_line_says_so',
     'python tools/quantize.py': 'tests/test_deploy/test_deploy_tool.py::'
     'test_a_net_is_quantised_from_a_folder_of_images',
     'cmake ': 'tests/test_deploy/test_cpp.py::test_the_program_gives_the_networks_numbers',

@@ -1,5 +1,7 @@
 """A block runs exactly the steps of its program, at exactly the sizes that these say."""
 import math
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from laud_mm import ops
 from laud_mm.latency.kernel_table import KERNEL_TABLE
 from laud_mm.latency.step_model import NO_CONTEXT, step_features, step_terms
 from laud_mm.models.backbones import LAUDBottleneck
+from laud_mm.models.backbones.block import DynamicBlock
 from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
 from laud_mm.models.dynamic import RUN_TABLE, Execution, run_program
 from laud_mm.profiling.make_plan import OneRoute
@@ -19,6 +22,7 @@ from laud_mm.specs import (
     CHANNEL_MASKERS,
     STEP_KINDS,
     BottleneckShape,
+    Case,
     TransformerShape,
     dynamic_flops,
 )
@@ -81,11 +85,13 @@ def read_halo_positions(index, count, samples, height, width, side, stride=1, di
 
 
 def read_conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
-                           channel_count=None, group_size=1, packed=None):
+                           channel_count=None, group_size=1, packed=None, granularity=1):
     area = math.prod((n - 1) // stride + 1 for n in x.shape[2:])
     rows, samples = len(x) * area, len(x)
     if index is not None:
-        rows, samples = int(count), len((_listed(index, count) // area).unique())
+        size = tuple((n - 1) // stride + 1 for n in x.shape[2:])
+        flat, inside = ops.patch_positions(index, count, size, granularity)
+        rows, samples = int(inside.sum()), len((flat[inside] // area).unique())
     if channel_index is None:
         return [('rows1x1', (rows, x.shape[1], len(weight)))]
     return [('picked1x1', (rows, x.shape[1], _picked(channel_count, group_size), samples))]
@@ -236,6 +242,53 @@ def test_a_bottleneck_runs_its_program(data):
             run_recorded(block, x, decision, draw(*case.shape.routes(case)))
 
 
+@contextmanager
+def as_on_a_gpu():
+    """Blocks choose a GPU's programs, and the CPU runs them."""
+    own = DynamicBlock.case
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DynamicBlock, 'case', lambda *args: replace(own(*args), device='cuda'))
+        yield
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_bottleneck_runs_the_program_of_a_gpu(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    paradigms = draw(('layer',), ('layer', 'channel'), ('spatial',), ('layer', 'spatial'))
+    shape = BottleneckShape(
+        'block', 0, 32, 16, 32, stride=draw(1, 2), dilation=draw(1, 2),
+        stride_in_conv1=draw(True, False), downsample=True, paradigms=paradigms,
+        channel_granularity=draw(2, 8), spatial_granularity=draw(1, 2, 4))
+    block = randomize_norms(LAUDBottleneck(shape, norm_cfg=dict(type='BN'))).double().eval()
+    n, h, w = (data.draw(st.integers(1, high)) for high in (4, 24, 24))
+    x, rate = torch.randn(n, 32, h, w, dtype=torch.float64), draw(0.0, 0.3, 0.7, 1.0)
+    with torch.no_grad(), as_on_a_gpu():
+        decision = block.masker(x).map(lambda mask: torch.rand(mask.shape) < rate)
+        case = block.case(x)
+        program = case.shape.program(case)
+        kinds = {step.kind for step in program.computing}
+        listed = 'spatial' in paradigms and not program.route.fused_masker
+        assert ('halo_positions' in kinds) == listed
+        assert_same(*run_recorded(block, x, decision, program.route, draw(True, False)))
+        own = Execution('skipping', override=lambda *_: decision)
+        y, _ = run_program(block, x.clone(), own, block.weights()[0])
+        masked = block.run_masked(x, decision)
+    assert (y - masked).abs().max() <= 1e-9 * masked.abs().max()
+
+
+@pytest.mark.parametrize('groups, granularity, expected', [
+    (1, 2, 0.0), (1, 4, 0.0), (1, 8, 1.0), (1, 16, 1.0), (2, 8, 0.0)])
+def test_a_gpu_picks_channels_in_whole_chunks_only(groups, granularity, expected):
+    shape = BottleneckShape('block', 0, 32, 16, 32, groups=groups, paradigms=('channel',),
+                            channel_granularity=granularity)
+    for kernels in (True, False):
+        program = shape.program(Case(shape, (8, 8), 2, 'cuda', kernels))
+        assert program.break_even == (expected if kernels else 0.0)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_transformer_block_runs_its_program(data):
@@ -249,8 +302,9 @@ def test_a_transformer_block_runs_its_program(data):
         decision, _ = block.decide(x)
         decision = decision.map(lambda mask: torch.rand(mask.shape) < rate)
         case = block.case(x)
-        assert_same(*run_recorded(block, x, decision, case.shape.routes(case)[0],
-                                    data.draw(st.booleans())))
+        assert_same(*run_recorded(block, x, decision,
+                                  data.draw(st.sampled_from(case.shape.routes(case))),
+                                  data.draw(st.booleans())))
 
 
 def test_a_table_that_is_wrong_is_noticed(monkeypatch):

@@ -8,8 +8,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from laud_mm import ops
 from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
-from laud_mm.models.dynamic import TransformerDecision, force_rate, replay
-from laud_mm.specs import TransformerShape
+from laud_mm.models.dynamic import (
+    Execution,
+    TransformerDecision,
+    force_rate,
+    replay,
+    run_program,
+)
+from laud_mm.profiling.make_plan import OneRoute
+from laud_mm.specs import Case, TransformerShape
 
 from ..conftest import TINY_T2T, randomize_norms, run_block
 from .test_executors import TOLERANCE, assert_close, both_executors
@@ -80,6 +87,32 @@ def test_one_block_skipping_equals_masked(data):
                            for m in (False, True))
     assert_close([skipped], [masked], 1e-9)
     assert torch.equal(x, before)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_one_block_dense_and_masked_by_its_program_equals_masked(data):
+    paradigms = tuple(p for p in ALL if data.draw(st.booleans(), p)) or ('token',)
+    block = make_block(data.draw(st.integers(1, 5)), data.draw(st.sampled_from((1, 4, 7))),
+                       paradigms)
+    samples, tokens = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 30))
+    rate = data.draw(st.sampled_from((0.0, 0.5, 1.0)))
+    decision = random_decision(block, samples, tokens, lambda *s: torch.rand(s) < rate)
+    x = torch.randn(samples, tokens, block.shape.embed_dims, dtype=torch.float64)
+    dense = OneRoute(block.shape.dense_route(block.shape.masks))
+    with torch.no_grad():
+        own = Execution(plan=dense, override=lambda *_: decision)
+        y, _ = run_program(block, x.clone(), own, None)
+        masked, _ = run_block(block, x, True, lambda *_: decision)
+    assert_close([y], [masked], 1e-9)
+
+
+@pytest.mark.parametrize('device, gradients, expected', [
+    ('cpu', False, 1.0), ('cuda', False, 0.0), ('cuda', True, 1.0)])
+def test_on_a_gpu_a_transformer_block_is_dense_so_that_nothing_waits(device, gradients, expected):
+    shape = TransformerShape('encoder.1', 0, 12, 3, 20, ALL)
+    program = shape.program(Case(shape, (9, 1), 2, device, gradients=gradients))
+    assert program.route.compute == 'listed' and program.break_even == expected
 
 
 @PARADIGMS

@@ -1,4 +1,7 @@
 """The operations of a device equal their references in float64 on the CPU."""
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -6,8 +9,20 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from laud_mm import ops
-from laud_mm.models.backbones import LAUDResNet
+from laud_mm.models.dynamic import replay
+from laud_mm.ops import library
+from laud_mm.profiling import gpu_checks
+from laud_mm.profiling.bench import run_precision
+from laud_mm.profiling.gpu_checks import (
+    TILES,
+    OpCheck,
+    op_checks,
+    opposite_decisions,
+    replays_differ,
+    stage_sized,
+)
 
+from ..conftest import TINY_REGNET, TINY_T2T
 from .test_parity import assert_close, channels_last, random_conv
 
 needs_gpu = pytest.mark.skipif(not (torch.cuda.is_available() and ops.has_kernel('cuda')),
@@ -142,57 +157,132 @@ def test_copies_and_sums_of_rows(device, channels, dtype):
         assert_close(actual.cpu(), expected, dtype)
 
 
-@pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_a_forward_pass_reads_nothing_back_from_the_device(paradigm, monkeypatch):
-    # Fake tensors have no values: whatever would wait for them raises.
-    monkeypatch.setattr(ops, 'has_kernel', lambda device: True)
-    with FakeTensorMode():
-        net = LAUDResNet(50, base_channels=8, paradigm=paradigm).eval().requires_grad_(False)
-        outputs = net(torch.randn(2, 3, 64, 96))
-    assert [tuple(y.shape[-2:]) for y in outputs] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+def test_float64_goes_to_the_references_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(library._state, 'loaded', True)
+    monkeypatch.setattr(torch.ops.laud_mm_build, 'cuda', lambda: True)
+    asked = [(d, t) for d in ('cpu', 'cuda') for t in (*DTYPES, torch.float64)]
+    assert [ops.has_kernel(*one) for one in asked] == [one != asked[-1] for one in asked]
+    ran = []
+    reference = ops.patch_mask.reference
+    with FakeTensorMode(), torch.device('cuda'):
+        monkeypatch.setattr(torch.nn.functional, 'avg_pool2d', lambda x, *_, **__: ran.append(
+            x.dtype) or x)
+        for dtype in (*DTYPES, torch.float64):
+            x = torch.empty(2, 4, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            ops.patch_mask(x, torch.empty(4), torch.empty(1), 3)
+    assert ran == [torch.float64] and reference is ops.patch_mask.reference
 
 
-@needs_gpu
-@pytest.mark.parametrize('dtype', DTYPES, ids=str)
-@pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_a_forward_pass_is_captured_in_one_graph(make_net, paradigm, dtype):
-    net = make_net(paradigm=paradigm, base_channels=16).to('cuda', dtype)
-    for masker in net.maskers():  # so that units are on and off
-        for parameter in masker.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-    first, second = (torch.randn(4, 3, 96, 64, device='cuda', dtype=dtype) for _ in range(2))
-    x = first.clone()
-    with torch.no_grad():
-        expected = [[y.clone() for y in net(image)] for image in (first, second)]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            net(x)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = net(x)
-    # Other decisions, the same graph: counts are read on the device.
-    for image, wanted in zip((second, first), expected[::-1]):
-        x.copy_(image)
-        graph.replay()
-        for actual, y in zip(outputs, wanted):
-            assert_close(actual, y, dtype)
-
-
-@needs_gpu
-@pytest.mark.parametrize('paradigm', PARADIGMS)
-def test_skipping_equals_masked_on_the_gpu(make_net, paradigm):
-    net = make_net(paradigm=paradigm, base_channels=16).cuda()
-    x = torch.randn(3, 3, 127, 97, device='cuda')
-    torch.backends.cudnn.allow_tf32, previous = False, torch.backends.cudnn.allow_tf32
+def test_tf32_is_asked_for_in_either_way_of_torch():
+    allows, matmul = torch.ops.laud_mm_build.allows_tf32, torch.backends.cuda.matmul
+    assert not allows()
     try:
-        with torch.no_grad():
-            net.execution = 'skipping'
-            skipped = net(x)
-            net.execution = 'masked'
-            masked = net(x)
+        matmul.allow_tf32 = True
+        assert allows()
+        matmul.allow_tf32 = False
+        assert not allows()
+        matmul.fp32_precision = 'tf32'  # what `allow_tf32` does not know of, and raises at
+        assert allows()
+        matmul.fp32_precision = 'none'
+        torch.backends.fp32_precision = 'tf32'
+        assert allows()
+        torch.backends.fp32_precision = 'ieee'
+        assert not allows()
     finally:
-        torch.backends.cudnn.allow_tf32 = previous
-    for actual, expected in zip(skipped, masked):
-        assert_close(actual, expected, torch.float32)
+        torch.backends.fp32_precision = matmul.fp32_precision = 'none'
+        matmul.allow_tf32 = False
+
+
+@given(st.integers(0, 10**7), st.integers(1, 2048), st.integers(1, 32), st.integers(1, 160))
+def test_a_tile_is_the_largest_that_every_multiprocessor_gets_one_of(rows, columns, groups,
+                                                                     multiprocessors):
+    def tiles(size):
+        listed = (rows + 1) // 2
+        return -(-listed // size[0]) * -(-columns // size[1]) * groups
+    found = torch.ops.laud_mm_build.tile(rows, columns, groups, multiprocessors)
+    assert found in TILES and (found == (128, 32)) == (columns <= 32)
+    if columns > 32:
+        whole = -(-columns // 128) * 128  # a quarter of it or more may be for nothing
+        wasted = whole - columns >= 64 and whole <= 256
+        large = [size for size in TILES[:2] if not (wasted and size == TILES[0])]
+        assert found == next((s for s in large if tiles(s) >= multiprocessors), (64, 64))
+
+
+@pytest.mark.parametrize('multiprocessors', [40, 84, 108, 132, 148])
+def test_every_tile_has_a_stage_sized_case_on_common_gpus(multiprocessors):
+    for tile in TILES:
+        n, columns, side = stage_sized(tile, multiprocessors)
+        assert n * side**2 * columns * 9 < 2**31, 'too large to test with'
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@DEVICES
+def test_kernels_on_sizes_of_networks(device, dtype):
+    with torch.no_grad():
+        checks = list(op_checks(device, (dtype,)))
+        errors = {check.name: check.error() for check in checks}
+    assert len(errors) == len(checks) >= 3 * len(TILES) + 6
+    assert max(errors.values()) <= 1, errors
+
+
+NETS = [*((50, dict(paradigm=paradigm)) for paradigm in PARADIGMS),
+        (50, dict(paradigm='channel', mask_before_norm=True)),
+        *((TINY_REGNET, dict(paradigm=paradigm)) for paradigm in PARADIGMS),
+        *((TINY_T2T, dict(paradigm=paradigm))
+          for paradigm in ('token', 'head', 'layer', ('token', 'head', 'layer')))]
+
+
+@pytest.mark.parametrize('arch, settings', NETS, ids=str)
+def test_a_forward_pass_reads_nothing_back_from_the_device(make_net, arch, settings, monkeypatch):
+    # Fake tensors have no values: whatever would wait for them raises.
+    monkeypatch.setattr(ops, 'has_kernel', lambda device, dtype=None: True)
+    with torch.no_grad(), FakeTensorMode(), torch.device('cuda'):
+        net = make_net(arch, **settings)
+        outputs = net(torch.randn(2, 3, 64, 96))
+    assert all(y.is_cuda and len(y) == 2 for y in outputs)
+
+
+@DEVICES
+@pytest.mark.parametrize('arch, settings', NETS, ids=str)
+def test_a_replayed_pass_is_the_pass_itself(make_net, arch, settings, device):
+    for dtype in DTYPES if device == 'cuda' else DTYPES[:1]:
+        net = make_net(arch, **settings).to(device, dtype)
+        images = [torch.randn(8, 3, 96, 64, device=device, dtype=dtype) for _ in range(2)]
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings('error', 'the network runs without a CUDA graph')
+            assert replays_differ(net, *images) == []
+
+
+def test_a_replay_that_differs_is_noticed(make_net, monkeypatch):
+    net, images = make_net(paradigm='layer'), torch.randn(2, 8, 3, 64, 64)
+    monkeypatch.setattr(gpu_checks, 'record_pass', lambda run, x: SimpleNamespace(
+        load=lambda image: None, replay=lambda: run(images[0])))
+    with torch.no_grad():
+        wrong = replays_differ(net, *images)
+    assert len(wrong) == 8 and all(name.startswith('second images') for name in wrong)
+
+
+def test_a_wrong_kernel_is_noticed():
+    right, wrong = torch.ones(3, dtype=torch.float64), torch.full((3,), 1.3)
+    def error(actual, expected):
+        return OpCheck('one', lambda: [(actual, expected)], torch.float16).error()
+    assert error(right.half(), right) == 0 and error(wrong, right) > 1
+    assert error(right * float('nan'), right) > 1
+    assert error(torch.tensor([1, 2]), torch.tensor([1, 3])) > 1
+
+
+@needs_gpu
+@pytest.mark.parametrize('arch, settings', NETS, ids=str)
+def test_skipping_equals_masked_on_the_gpu(make_net, arch, settings):
+    net = make_net(arch, **settings).cuda()
+    x = torch.randn(4, 3, 127, 97, device='cuda')
+    with torch.no_grad(), run_precision('fp32', 'cuda'):
+        net.execution = 'masked'
+        for decisions in opposite_decisions(net, x):
+            found = []
+            for net.execution in ('skipping', 'auto', 'masked'):
+                with replay(net, decisions):
+                    found.append(net(x))
+            for own in found[:2]:
+                for actual, expected in zip(own, found[2]):
+                    assert_close(actual, expected, torch.float32)

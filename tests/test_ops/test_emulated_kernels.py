@@ -3,6 +3,8 @@
 This holds their index arithmetic, fragment layouts, pipelines and barriers; what it cannot
 hold is that the device's instructions do what the emulation says.
 """
+import mmap
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -91,21 +93,25 @@ def test_conv1x1_positions(device, data):
     conv = Conv(inputs, outputs, 1, 1, dtype, shift)
     x = guarded(random(n * height * width, inputs, dtype=dtype), drawn(data, 0, 0, 1))
     size = tuple((m - 1) // stride + 1 for m in (height, width))
-    positions = n * size[0] * size[1]
-    index = count = None
+    s, positions = drawn(data, 1, 2, 3, 99), n * size[0] * size[1]
+    index, count, units = None, None, positions
     listed = torch.arange(positions)
     if drawn(data, True, False):
-        index, count = ops.active_patches(torch.rand(n, *size) < drawn(data, 0, 0.5, 1))
-        listed = index[:int(count)].long()
+        index, count = ops.active_patches(
+            torch.rand(n, *(-(-m // s) for m in size)) < drawn(data, 0, 0.5, 1))
+        flat, inside = ops.patch_positions(index, count, size, s)
+        listed, units = flat[inside], len(index)
         index = guarded(index)
+    else:
+        s = 1
     channels = Channels(data, n, outputs, drawn(data, True, False))
     out = guarded(torch.full((positions, outputs), NAN, dtype=dtype), shift)
     set_any(device, data)
-    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, stride, relu, index,
-               count, positions, *channels.arguments, x, None, out, False, None, None)
+    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, s, stride, relu,
+               index, count, units, *channels.arguments, x, None, out, False, None, None)
     expected = ops.conv1x1_positions.reference(
         as_map(x, n, height, width), index, count, *conv.reference, stride, relu,
-        **channels.reference)
+        **channels.reference, granularity=s)
     expected = channels.poison(as_rows(expected)[listed], listed // (size[0] * size[1]))
     assert torch.equal(out[listed].isnan(), expected.isnan())
     assert_close(out[listed].nan_to_num(), expected.nan_to_num(), dtype)
@@ -231,8 +237,8 @@ def test_the_masker_in_the_first_convolution(device, dtype, descending):
         out = guarded(torch.full((len(x), outputs), NAN, dtype=dtype))
         logits = guarded(torch.full((len(x),), NAN))
         device.set(multiprocessors, descending=descending)
-        device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, True, None, None,
-                   len(x), None, None, 0, 1, x, None, out, False, weight, logits)
+        device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, 1, True, None,
+                   None, len(x), None, None, 0, 1, x, None, out, False, weight, logits)
         expected = ops.conv1x1_positions.reference(as_map(x, n, height, width), None, None,
                                                    *conv.reference)
         assert_close(out, as_rows(expected), dtype)
@@ -248,10 +254,87 @@ def test_tf32_is_as_exact_as_its_ten_bits(device):
     expected = as_rows(ops.conv1x1_positions.reference(as_map(x, 1, 6, 6), None, None,
                                                        *conv.reference))
     for tf32 in (False, True):
-        device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, True, None, None, 36, None,
-                   None, 0, 1, x, None, out, tf32, None, None)
+        device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, 1, True, None, None, 36,
+                   None, None, 0, 1, x, None, out, tf32, None, None)
         errors.append((out - expected).abs().max().item())
     assert errors[0] < 1e-5 < errors[1] < 3e-3
+
+
+def test_infinity_and_the_largest_values_come_through_in_float32(device):
+    inputs, outputs = 16, 8
+    x, conv = torch.randn(36, inputs), Conv(inputs, outputs, 1, 1, torch.float32, 0)
+    x[3, 5], x[7, 2], x[11, 4] = float('inf'), -float('inf'), NAN
+    x[13, 1], x[14, 1] = 3.4e38, -3.4028e38  # would round to infinity
+    conv.weight[2, 0, 0, 5], conv.weight[3, 0, 0, 2] = 1.5, 0.0  # exact, and none
+    conv.weight[:, 0, 0, 1] = 0.25
+    x, out = guarded(x), guarded(torch.zeros(36, outputs))
+    device.set()
+    device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, 1, False, None, None, 36, None,
+               None, 0, 1, x, None, out, False, None, None)
+    expected = x.double() @ conv.weight.double().view(outputs, inputs).t() + conv.bias.double()
+    assert torch.equal(out.isnan(), expected.isnan()) and out.isnan().any()
+    assert torch.equal(out.isinf(), expected.isinf()) and out.isinf().any()
+    finite = expected.isfinite()
+    assert torch.allclose(out.double()[finite], expected[finite], rtol=1e-5, atol=1e-5)
+    assert torch.equal(out[~finite].nan_to_num(0.0), expected[~finite].float().nan_to_num(0.0))
+
+
+@pytest.mark.parametrize('descending', [False, True])
+def test_long_rows_are_listed_with_two_looks_at_each_flag(device, descending):
+    rows, units = 2, 160_000
+    flags = (torch.rand(rows, units) < 0.3).to(torch.int8)
+    index = guarded(torch.full((rows, units), -1, dtype=torch.int32))
+    count = guarded(torch.full((rows,), -1, dtype=torch.int32))
+    device.set(3, descending=descending)
+    device.run('run_compact', guarded(flags), rows, units, index, count)
+    assert device.loads <= 2 * -(-flags.numel() // 16)  # 16 flags in a load
+    assert torch.equal(count, flags.sum(1).int())
+    for row, on, n in zip(index, flags, count):
+        assert torch.equal(row[:n].long(), on.nonzero()[:, 0])
+    assert is_intact(index) and is_intact(count)
+
+
+def untouched(rows, columns):
+    """A matrix of half that takes no memory where it is not written to."""
+    size = rows * columns * 2
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+                       | getattr(mmap, 'MAP_NORESERVE', 0x4000))
+    return torch.frombuffer(memory, dtype=torch.float16).view(rows, columns)
+
+
+def test_offsets_beyond_32_bits(device):
+    n, height, width, channels = 3, 4000, 4000, 64  # 3.07e9 values
+    positions = n * height * width
+    x, out = untouched(positions, channels), untouched(positions, channels)
+    assert x.numel() > 2**31
+    at = torch.tensor([5, positions - 4001, positions - 1])
+    near = torch.tensor([[dy * width + dx for dx in (-1, 0)] for dy in (-1, 0)]).flatten()
+    x[at] = torch.randn(3, channels).half()
+    x[at[2] + near] = torch.randn(4, channels).half()
+    conv = Conv(channels, channels, 1, 1, torch.float16, 0)
+    index, count = at.int(), torch.tensor([3], dtype=torch.int32)
+    device.set(2)
+    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, 1, False, index,
+               count, 3, None, None, 0, 1, x, None, out, False, None, None)
+    expected = x[at].double() @ conv.reference[0].flatten(1).t() + conv.reference[1]
+    assert_close(out[at], expected, torch.float16)
+
+    conv = Conv(channels, channels, 3, 1, torch.float16, 0)
+    rows = torch.zeros(1, 1, channels).half()
+    device.run('run_conv3x3_patches', *conv.arguments, n, height, width, 1, 1, 1,
+               index[2:].contiguous(), count // 3, 1, None, None, 0, 1, x, None, rows, False, None,
+               None)
+    weight = conv.reference[0][:, :, :2, :2].permute(0, 2, 3, 1).reshape(channels, -1)
+    expected = (x[at[2] + near].double().flatten() @ weight.t() + conv.reference[1]).relu()
+    assert_close(rows[0, 0], expected, torch.float16)
+
+    conv = Conv(channels, channels, 1, 1, torch.float16, 0)
+    out[at] = torch.randn(3, channels).half()
+    before, listed = out[at].double(), torch.randn(3, 1, channels).half()
+    device.run('run_conv1x1_add_patches', *conv.arguments, n, height, width, 1, index, count, 3,
+               None, None, 0, 1, listed, out, out, False, None, None)
+    expected = listed[:, 0].double() @ conv.reference[0].flatten(1).t() + conv.reference[1]
+    assert_close(out[at], (before + expected).relu(), torch.float16)
 
 
 @MANY
@@ -335,7 +418,7 @@ def test_lists_that_lie_are_passed_over(device, dtype):
     index = guarded(torch.tensor([-5, 3, 12, 2**30, 7], dtype=torch.int32))
     device.set()
     for count in (-3, 99):  # of a list of 5
-        device.run('run_conv1x1_positions', *conv.arguments, 1, 3, 4, 1, True, index,
+        device.run('run_conv1x1_positions', *conv.arguments, 1, 3, 4, 1, 1, True, index,
                    torch.tensor([count], dtype=torch.int32), 5, None, None, 0, 1, x, None, out,
                    False, None, None)
         written = ~out.isnan().any(1)

@@ -63,6 +63,15 @@ def test_the_convolutions_of_a_block_equal_their_references(data):
     rows, expected = (m.permute(0, 2, 3, 1).reshape(-1, middle)[positions].masked_fill(~keep, 0)
                       for m in (y, y_expected))
     assert_close(rows, expected, dtype)
+    listed = ops.active_patches(torch.rand(n, *(-(-size // s) for size in mid)) < 0.5)
+    flat, inside = ops.patch_positions(*listed, mid, s)
+    positions = flat[inside]  # patches instead of their positions
+    keep = computed[positions // (mid[0] * mid[1])]
+    rows, expected = (
+        run(x, *listed, *conv1, stride1, True, **channels, granularity=s).permute(0, 2, 3, 1)
+        .reshape(-1, middle)[positions].masked_fill(~keep, 0)
+        for run in (ops.conv1x1_positions, ops.conv1x1_positions.reference))
+    assert_close(rows, expected, dtype)
 
     conv2 = random_conv(middle, middle, 3, dtype, groups)
     args = (index, count, *conv2, s, stride2, dilation, groups)

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from laud_mm.profiling.bench import BenchSetting, compiled_static, run_precision
+from laud_mm.profiling.ceilings import measure_ceilings, share_of_ceiling
 from laud_mm.specs import resnet_shapes
+
+from ..conftest import TINY_REGNET
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'latency.py'
@@ -286,8 +290,28 @@ def test_the_benchmark_of_the_operations_times_all_of_them(tmp_path):
     others |= {'conv_map', 'max_pool', 'average_pool', 'rectify_'}
     assert {row['op'] for row in content['results']} == set(ops.OPERATIONS) - others
     assert all(row['kernel_ms'] > 0 and row['reference_ms'] > 0 for row in content['results'])
+    assert all(row['moved_mb'] > 0 and row['of_ceiling'] > 0 for row in content['results'])
+    gflop = {row['op']: row['gflop'] for row in content['results'] if not row['variant']}
+    assert gflop['masker_conv1x1'] == pytest.approx(2 * (49 * 2048 * 512 + 49 * 2048) / 1e9,
+                                                    rel=0.01)
+    assert min(content['stamp']['ceilings'].values()) > 0
     assert content['fused_masker'][0]['ratio_to_separate'] > 0
     assert (tmp_path / 'ops.png').stat().st_size > 1000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_the_benchmark_of_the_operations_says_that_there_is_no_gpu():
+    done = subprocess.run([sys.executable, ROOT / 'benchmarks' / 'ops.py', '--device', 'cuda',
+                           '--precision', 'fp16'], capture_output=True, text=True)
+    assert done.returncode == 1 and '--device must be cpu where torch finds no GPU' in done.stderr
+
+
+def test_a_share_of_the_ceiling_is_of_what_takes_longest():
+    ceilings = dict(bandwidth_gb_s=1000.0, tflops=100.0)
+    assert share_of_ceiling(2.0, 1e9, 0, ceilings) == pytest.approx(0.5)  # 1 ms of bytes
+    assert share_of_ceiling(2.0, 1e6, 1e11, ceilings) == pytest.approx(0.5)  # 1 ms of products
+    found = measure_ceilings('cpu', repeats=1)
+    assert found['bandwidth_gb_s'] > 0.5 and found['tflops'] > 1e-3
 
 
 def test_the_benchmark_of_backbones_takes_the_rates_of_a_trained_network(tmp_path):
@@ -306,3 +330,41 @@ def test_the_benchmark_of_backbones_takes_the_rates_of_a_trained_network(tmp_pat
     assert (tmp_path / 'out.png').stat().st_size > 1000
     failed = subprocess.run([*program, '--gates', tmp_path / 'out.png'], capture_output=True)
     assert failed.returncode and b'must be a JSON report of LatencyHook' in failed.stderr
+
+
+TINY = dict(type='laud_mm.LAUDRegNet', arch=TINY_REGNET, out_indices=(3,))
+
+
+def tiny_static(x):
+    setting = BenchSetting('tiny', None, 1.0, 1, backbone=TINY)
+    return compiled_static(setting, setting.build(), x)
+
+
+def test_every_network_is_compiled_however_many_came_before():
+    x = torch.randn(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for _ in range(2):
+            assert [tuple(y.shape) for y in tiny_static(x)()] == [(1, 48, 1, 1)]
+
+
+def test_a_compiled_net_that_is_not_compiled_is_refused():
+    with torch.compiler.set_stance('force_eager'), torch.no_grad(), \
+            pytest.raises(RuntimeError, match='must be one compiled graph, got 0'):
+        tiny_static(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize('newer', [False, True])
+def test_float32_runs_as_such_whichever_way_tf32_was_asked_for(newer):
+    matmul, allows = torch.backends.cuda.matmul, torch.ops.laud_mm_build.allows_tf32
+    if newer:
+        matmul.fp32_precision = 'tf32'  # from here on `allow_tf32` raises
+    else:
+        matmul.allow_tf32 = True
+    try:
+        with run_precision('fp32', 'cpu'):
+            assert not allows()
+            assert torch.backends.cudnn.conv.fp32_precision != 'tf32'
+        assert allows() and torch.backends.cudnn.conv.fp32_precision == 'tf32'
+    finally:
+        matmul.fp32_precision = 'none'
+        matmul.allow_tf32 = False

@@ -144,7 +144,7 @@ class DynamicBlock(BaseModule):
     def case(self, x: Tensor, owns_input: bool = False) -> Case:
         """The case of an input: what the choice of a program depends on."""
         return Case(self.shape, self.in_size(x), len(x), x.device.type,
-                    ops.has_kernel(x.device), torch.is_grad_enabled(), owns_input,
+                    ops.has_kernel(x.device, x.dtype), torch.is_grad_enabled(), owns_input,
                     ops.has_dot_products(x))
 
     def program(self, x: Tensor, static: bool = False, plan: Any = None,
@@ -157,8 +157,8 @@ class DynamicBlock(BaseModule):
             plan (ExecutionPlan, optional): Chooses the route; default: the case's own.
             owns_input (bool): Whether the input may be written over.
         """
-        key = (self.in_size(x), len(x), x.device.type, x.dtype, ops.has_kernel(x.device),
-               torch.is_grad_enabled(), owns_input, static)
+        key = (self.in_size(x), len(x), x.device.type, x.dtype,
+               ops.has_kernel(x.device, x.dtype), torch.is_grad_enabled(), owns_input, static)
         kept = self._programs.get(key)
         if kept is None or kept[2] is not plan:
             case = self.case(x, owns_input)

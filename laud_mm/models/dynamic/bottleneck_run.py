@@ -196,9 +196,12 @@ def _conv1x1_positions(run, step):
             packed=conv.packed)
         return
     conv = run.weights.conv1
+    listed, granularity = run.positions, 1
+    if step.listed and listed[0] is None:
+        listed, granularity = (run.index, run.count), run.patch_of(step)
     run.y = ops.conv1x1_positions(
-        run.x, *run.positions, conv.weight, conv.bias, step.op.stride, True,
-        packed=conv.packed_for(run.group_size), **run.channels)
+        run.x, *listed, conv.weight, conv.bias, step.op.stride, True,
+        packed=conv.packed_for(run.group_size), granularity=granularity, **run.channels)
     if run.weights.ones_channel:
         run.y = torch.cat([run.y, run.y.new_ones(run.y.shape[0], 1, *run.y.shape[2:])], 1)
     run.y = run.y.contiguous(memory_format=torch.channels_last)

@@ -1,13 +1,14 @@
 """Exact work: how much a decision makes a block's program compute."""
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from laud_mm.specs import Case, Work
-from laud_mm.specs.bottleneck_program import MASKS, BottleneckRoute, patch_side
+from laud_mm.specs.bottleneck_program import MASKS, BottleneckRoute, lists_maps, patch_side
 from laud_mm.specs.program import WHOLE
 from laud_mm.specs.transformer_program import ATTENTION, MLP, TransformerRoute
 
@@ -54,7 +55,10 @@ def _part(case: Case, patches: Tensor, channels: Tensor) -> Work:
     """The work of listed patches (n, Hm, Wm) with channel masks (n or 1, groups)."""
     shape, side = case.shape, patch_side(case)
     positions = expand_patches(patches.float(), shape.out_size(case.in_size), side)
-    needed = halo(positions, shape.mid_size(case.in_size), shape.stride2, shape.dilation) > 0
+    mid_size = shape.mid_size(case.in_size)
+    needed = int((halo(positions, mid_size, shape.stride2, shape.dilation) > 0).sum())
+    if lists_maps(case):
+        needed = int(patches.sum()) * math.prod(mid_size)
     active = channels.float().mean().item() * shape.width
     read = active
     if shape.groups > 1:
@@ -62,7 +66,7 @@ def _part(case: Case, patches: Tensor, channels: Tensor) -> Work:
         read = groups.unflatten(1, (shape.groups, -1)).any(2).float().mean().item() * shape.width
     return Work(
         len(patches), patches=int(patches.sum()), computing=int(patches.flatten(1).any(1).sum()),
-        positions=int(needed.sum()), channels=active, read_channels=read,
+        positions=needed, channels=active, read_channels=read,
         some_on=float(active > 0))
 
 
@@ -71,7 +75,8 @@ def transformer_work(case: Case, route: TransformerRoute,
     """The work of a decision, see `bottleneck_work`."""
     tokens, heads = case.in_size[0], case.shape.num_heads
     if route.compute == 'dense':
-        dense = (Work(case.batch, rows=case.batch * tokens, longest=tokens, heads=heads),)
+        dense = (Work(case.batch, rows=case.batch * tokens, longest=tokens, heads=heads,
+                      padded=float('tokens' in route.masks)),)
         return {WHOLE: (Work(case.batch),), ATTENTION: dense, MLP: dense}
     work: dict[str, tuple[Work, ...]] = {WHOLE: (Work(case.batch),)}
     for loop, column in BRANCHES.items():

@@ -6,15 +6,18 @@ PositionsCall check_positions(const Tensor& x, const OptionalTensor& index,
                               const OptionalTensor& count, const Tensor& weight,
                               const Tensor& bias, int64_t stride,
                               const OptionalTensor& channel_index,
-                              const OptionalTensor& channel_count, int64_t group_size) {
+                              const OptionalTensor& channel_count, int64_t group_size,
+                              int64_t granularity) {
   check_map("x", x);
   check_positive("stride", stride);
+  check_positive("granularity", granularity);
   check_conv(x, weight, bias, 1, x.size(1), 1);
   const MapSize out = size_of(x).strided(stride);
   TORCH_CHECK(index.has_value() == count.has_value(), "index and count must be given together");
   if (index) check_device("index", *index, x);
-  const int64_t listed = index ? check_units(*index, *count, out.positions()) : out.positions();
-  return {out, listed,
+  const auto grid = PatchGrid::of(out, index ? granularity : 1);
+  const int64_t listed = index ? check_units(*index, *count, grid.patches()) : out.positions();
+  return {out, grid, listed,
           check_channels(channel_index, channel_count, group_size, x.size(0), weight.size(0), x)};
 }
 

@@ -9,6 +9,7 @@ namespace laud {
 
 struct PositionsCall {
   MapSize out;
+  PatchGrid grid;
   int64_t listed;
   Channels channels;
 };
@@ -18,7 +19,8 @@ PositionsCall check_positions(const Tensor& x, const OptionalTensor& index,
                               const OptionalTensor& count, const Tensor& weight,
                               const Tensor& bias, int64_t stride,
                               const OptionalTensor& channel_index,
-                              const OptionalTensor& channel_count, int64_t group_size);
+                              const OptionalTensor& channel_count, int64_t group_size,
+                              int64_t granularity);
 
 struct PatchesCall {
   PatchGrid grid;

@@ -14,6 +14,25 @@ LAUD_HOST_DEVICE int32_t chunk_place(int32_t row, int32_t chunk) {
   return row * kRowBytes + ((chunk ^ (row >> 1)) & (kRowChunks - 1)) * kChunkBytes;
 }
 
+// A tile of outputs.
+struct TileSize {
+  int32_t rows, columns;
+};
+
+// The tile for a product, since how many rows it has is known on the device only: half of the
+// units is taken to be listed. `rows` are those of all units, `columns` those of one group.
+//
+// A tile of r x c reads (r + c) / (r * c) values per product, from the second-level cache: the
+// largest one that leaves a tile for each multiprocessor is taken.
+inline TileSize tile_for(int64_t rows, int64_t columns, int64_t groups, int64_t multiprocessors) {
+  if (columns <= 32) return {128, 32};
+  const int64_t row_tiles = ceil_div(ceil_div(rows, 2), 128) * groups;
+  const bool half_used = columns <= 64 || (columns > 128 && columns <= 192);
+  if (!half_used && row_tiles * ceil_div(columns, 128) >= multiprocessors) return {128, 128};
+  if (row_tiles * ceil_div(columns, 64) >= multiprocessors) return {128, 64};
+  return {64, 64};
+}
+
 struct TileId {
   int32_t sample, row_tile, group, column_tile;
 };

@@ -328,12 +328,30 @@ void conv1x1_add_patches_as(Tensor& out, const Tensor& identity, const Tensor& r
               });
 }
 
-Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const OptionalTensor& count,
-                         const Tensor& weight, const Tensor& bias, int64_t stride, bool relu,
-                         const OptionalTensor& channel_index, const OptionalTensor& channel_count,
-                         int64_t group_size, const OptionalTensor& packed) {
-  const auto call = check_positions(
-      x, index, count, weight, bias, stride, channel_index, channel_count, group_size);
+// The positions of listed patches inside the map, and how many they are.
+std::pair<Tensor, int64_t> positions_of(const Tensor& patches, int64_t listed,
+                                        const PatchGrid& grid) {
+  Tensor positions = at::empty({listed * grid.area()}, patches.options());
+  int32_t *to = positions.mutable_data_ptr<int32_t>(), *const begin = to;
+  for (int64_t i = 0; i < listed; i++) {
+    const Patch patch = grid.at(patches.const_data_ptr<int32_t>()[i]);
+    for (int64_t y = 0; y < patch.height; y++)
+      for (int64_t x = 0; x < patch.width; x++)
+        *to++ = int32_t(grid.map.row(patch.first.sample, patch.first.y + y, patch.first.x + x));
+  }
+  return {positions, to - begin};
+}
+
+Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& listed_units,
+                         const OptionalTensor& count, const Tensor& weight, const Tensor& bias,
+                         int64_t stride, bool relu, const OptionalTensor& channel_index,
+                         const OptionalTensor& channel_count, int64_t group_size,
+                         const OptionalTensor& packed, int64_t granularity) {
+  auto call = check_positions(x, listed_units, count, weight, bias, stride, channel_index,
+                              channel_count, group_size, granularity);
+  OptionalTensor index = listed_units;
+  if (index && granularity > 1)
+    std::tie(index, call.listed) = positions_of(*index, call.listed, call.grid);
   const bool slices = call.channels.given();
   if (runs_bfloat16(x, call.channels, group_size)) {
     Tensor y = empty_map(x, call.out, weight.size(0));

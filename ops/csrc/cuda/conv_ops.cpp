@@ -2,6 +2,7 @@
 // weights as they are: `packed` is for CPUs and is passed over.
 #include <torch/library.h>
 
+#include "../common/precision.h"
 #include "maskers.h"
 #include "tensors.h"
 
@@ -10,22 +11,23 @@ namespace {
 
 void run(RowGemm gemm) {
   // As for torch's matrix products: full precision unless TF32 is allowed.
-  gemm.tf32 = gemm.type == Type::kFloat && at::globalContext().allowTF32CuBLAS();
+  gemm.tf32 = gemm.type == Type::kFloat && allows_tf32();
   C10_CUDA_CHECK(launch_row_gemm(gemm, launch_on_current()));
 }
 
 Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const OptionalTensor& count,
                          const Tensor& weight, const Tensor& bias, int64_t stride, bool relu,
                          const OptionalTensor& channel_index, const OptionalTensor& channel_count,
-                         int64_t group_size, const OptionalTensor& /*packed*/) {
+                         int64_t group_size, const OptionalTensor& /*packed*/,
+                         int64_t granularity) {
   const auto call = check_positions(x, index, count, weight, bias, stride, channel_index,
-                                    channel_count, group_size);
-  check_fits(PatchGrid::of(call.out, 1), size_of(x));
+                                    channel_count, group_size, granularity);
+  check_fits(call.grid, size_of(x));
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor w = as_rows(weight), b = bias.contiguous();
   const UnitList list = index ? list_of(*index, *count)
                               : UnitList{nullptr, nullptr, call.out.positions()};
-  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), call.out, stride,
+  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), call.grid, stride,
                                                list, list_of(call.channels));
   Tensor y = empty_map(x, call.out, weight.size(0));
   gemm.in = x.const_data_ptr();
@@ -92,7 +94,7 @@ std::tuple<Tensor, Tensor> masker_conv1x1(const Tensor& x, const Tensor& weight,
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor w = as_rows(weight), b = bias.contiguous();
   const Tensor logit_weight = as_float(mask_weight), logit_bias = as_float(mask_bias);
-  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size, size, 1,
+  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size, PatchGrid::of(size, 1), 1,
                                                {nullptr, nullptr, size.positions()}, {});
   Tensor y = empty_map(x, size, weight.size(0));
   Tensor mask = at::empty({x.size(0), windows.rows(), windows.columns()},

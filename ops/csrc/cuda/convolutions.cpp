@@ -27,10 +27,10 @@ bool fits(const PatchGrid& grid, const MapSize& in) {
   return in.positions() <= kMostRows && grid.patches() * grid.area() <= kMostRows;
 }
 
-RowGemm conv1x1_positions(const Conv& conv, const MapSize& in, const MapSize& out, int64_t stride,
-                          const UnitList& list, ChannelList channels) {
+RowGemm conv1x1_positions(const Conv& conv, const MapSize& in, const PatchGrid& grid,
+                          int64_t stride, const UnitList& list, ChannelList channels) {
   channels.picks_outputs = channels.index != nullptr;
-  return gemm_of(conv, PatchGrid::of(out, 1), in, {stride, 1}, 1, list, channels);
+  return gemm_of(conv, grid, in, {stride, 1}, 1, list, channels);
 }
 
 RowGemm conv3x3_patches(const Conv& conv, const MapSize& in, const PatchGrid& grid,

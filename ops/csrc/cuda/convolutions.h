@@ -20,9 +20,9 @@ struct UnitList {
 // Whether a launch's rows can be counted in 32 bits.
 bool fits(const PatchGrid& grid, const MapSize& in);
 
-// A 1x1 convolution at listed positions of the map `out`; it picks outputs.
-RowGemm conv1x1_positions(const Conv& conv, const MapSize& in, const MapSize& out, int64_t stride,
-                          const UnitList& list, ChannelList channels);
+// A 1x1 convolution on listed patches of `grid`, into the map; it picks outputs.
+RowGemm conv1x1_positions(const Conv& conv, const MapSize& in, const PatchGrid& grid,
+                          int64_t stride, const UnitList& list, ChannelList channels);
 
 // A 3x3 convolution and ReLU on listed patches of `grid`, into a list of rows; it picks
 // inputs and outputs.

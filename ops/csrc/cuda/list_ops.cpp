@@ -14,7 +14,9 @@ namespace {
 std::tuple<Tensor, Tensor> list_flags(const Tensor& flags, int64_t rows, int64_t units) {
   const auto options = flags.options().dtype(at::kInt);
   Tensor index = at::empty({rows, units}, options), count = at::empty({rows}, options);
+  Tensor scratch = at::empty({compact_scratch(rows, units)}, options);
   C10_CUDA_CHECK(launch_compact(static_cast<const uint8_t*>(flags.const_data_ptr()), rows, units,
+                                scratch.mutable_data_ptr<int32_t>(),
                                 index.mutable_data_ptr<int32_t>(),
                                 count.mutable_data_ptr<int32_t>(), launch_on_current()));
   return {index, count};

@@ -106,7 +106,9 @@ class TileSum {
   // The rest that TF32 leaves of a float32, itself in TF32; `bits` becomes its TF32.
   __device__ static uint32_t split(uint32_t& bits) {
     const float value = __uint_as_float(bits);
-    bits = round_tf32(value) & 0xffffe000u;  // the bits below are unspecified
+    const uint32_t rounded = round_tf32(value) & 0xffffe000u;  // bits below are unspecified
+    // The largest values would round to infinity.
+    bits = (rounded & 0x7fffffffu) == 0x7f800000u ? bits & 0xffffe000u : rounded;
     return round_tf32(value - __uint_as_float(bits));
   }
   __device__ void add_split(uint32_t (&a)[kDown][4], uint32_t (&b)[kAcross][2]) {
@@ -122,12 +124,14 @@ class TileSum {
       for (int e = 0; e < 4; e++) rest_a[e] = split(a[i][e]);
 #pragma unroll
       for (int j = 0; j < kAcross; j++) {
-        float part[4] = {0.f, 0.f, 0.f, 0.f};
-        multiply_add(part, rest_a, b[j], 0.f);
-        multiply_add(part, a[i], rest_b[j], 0.f);
+        float part[4] = {0.f, 0.f, 0.f, 0.f}, rest[4] = {0.f, 0.f, 0.f, 0.f};
+        multiply_add(rest, rest_a, b[j], 0.f);
+        multiply_add(rest, a[i], rest_b[j], 0.f);
         multiply_add(part, a[i], b[j], 0.f);
+        // What infinity leaves is NaN: there the first parts' products are all of it.
 #pragma unroll
-        for (int e = 0; e < 4; e++) sums_[i][j][e] += part[e];
+        for (int e = 0; e < 4; e++)
+          sums_[i][j][e] += fabsf(part[e]) <= 3.4028235e38f ? part[e] + rest[e] : part[e];
       }
     }
   }
@@ -370,8 +374,6 @@ int weight_piece(const RowGemm& gemm) {
   return run % 16 == 0 ? 16 : run % 8 == 0 ? 8 : run % 4 == 0 ? 4 : 0;
 }
 
-// Picks the tile for what the product is, since how many rows it has is known on the device
-// only: half of the units is taken to be listed.
 template <typename T>
 cudaError_t launch_row_gemm_as(RowGemm gemm, const Launch& on) {
   constexpr int kBytes = int(sizeof(T)), kMore = kBytes == 2 ? 1 : 0;  // registers for more blocks
@@ -383,14 +385,12 @@ cudaError_t launch_row_gemm_as(RowGemm gemm, const Launch& on) {
     case 4: return launch_tile<T, Tile<64, 64, 32, 32, 3>, 4>(gemm, on);
     default: return launch_tile<T, Tile<64, 64, 32, 32, 2>, 0>(gemm, on);
   }
-  if (gemm.columns <= 32) return launch_tile<T, Tile<128, 32, 32, 32, 2 + kMore>, 16>(gemm, on);
-  const int64_t rows = ceil_div(int64_t{gemm.rows.units} * gemm.rows.area, 2);
-  const int64_t tiles = ceil_div(rows, 128) * ceil_div(gemm.columns, 128) * gemm.groups;
-  if (tiles < 2 * on.multiprocessors)
-    return launch_tile<T, Tile<64, 64, 32, 32, 3 + kMore>, 16>(gemm, on);
-  const bool half_used = gemm.columns <= 64 || (gemm.columns > 128 && gemm.columns <= 192);
-  if (half_used) return launch_tile<T, Tile<128, 64, 64, 32, 2 + kMore>, 16>(gemm, on);
-  return launch_tile<T, Tile<128, 128, 64, 32, 1 + kMore>, 16>(gemm, on);
+  const TileSize tile = tile_for(int64_t{gemm.rows.units} * gemm.rows.area, gemm.columns,
+                                 gemm.groups, on.multiprocessors);
+  if (tile.columns == 32) return launch_tile<T, Tile<128, 32, 32, 32, 2 + kMore>, 16>(gemm, on);
+  if (tile.columns == 128) return launch_tile<T, Tile<128, 128, 64, 32, 1 + kMore>, 16>(gemm, on);
+  if (tile.rows == 128) return launch_tile<T, Tile<128, 64, 64, 32, 2 + kMore>, 16>(gemm, on);
+  return launch_tile<T, Tile<64, 64, 32, 32, 3 + kMore>, 16>(gemm, on);
 }
 
 }  // namespace laud::cuda

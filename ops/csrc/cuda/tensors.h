@@ -1,6 +1,5 @@
 // Tensors as the CUDA launchers take them. Nothing here waits for the device.
 #pragma once
-#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>

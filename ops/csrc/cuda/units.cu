@@ -1,8 +1,8 @@
 // Listing units: flags become ascending indices and a count, without host synchronisation.
 //
 // A block of compact_kernel lists 16 KB of flags, 16 of them a thread. Where these indices
-// go depends on the flags before them, which the block counts itself: a map of 400 000
-// flags stays in the second-level cache, so that is cheaper than a second launch.
+// go depends on the flags before them. Of a short row a block counts those itself, which is
+// cheaper than a second launch; of a long one a launch before it has counted them by blocks.
 #include "device.cuh"
 #include "units.h"
 
@@ -57,24 +57,49 @@ __device__ int32_t sum_before(int32_t value, int32_t& total) {
   return before + sum - value;
 }
 
+// The bits of this thread's flags in a block of a row.
+__device__ uint32_t own_flags(const uint8_t* row, int64_t units, int64_t first, bool vector) {
+  const int64_t at = first + threadIdx.x * kFlags;
+  return at < units ? load_flags(row + at, units - at, vector) : 0;
+}
+
+// totals (rows, row_blocks): how many flags of each block are on.
 __global__ void __launch_bounds__(kThreads)
-    compact_kernel(const uint8_t* flags, int64_t rows, int64_t units, int64_t row_blocks,
-                   bool vector, int32_t* index, int32_t* count) {
+    count_kernel(const uint8_t* flags, int64_t rows, int64_t units, int64_t row_blocks,
+                 bool vector, int32_t* totals) {
   for (int64_t block = blockIdx.x; block < rows * row_blocks; block += gridDim.x) {
     const int64_t row = block / row_blocks, first = block % row_blocks * kBlockFlags;
-    const uint8_t* own = flags + row * units;
+    int32_t total;
+    sum_before(__popc(own_flags(flags + row * units, units, first, vector)), total);
+    if (threadIdx.x == 0) totals[block] = total;
+  }
+}
+
+// `totals` of count_kernel, or null: then blocks count the flags before theirs.
+__global__ void __launch_bounds__(kThreads)
+    compact_kernel(const uint8_t* flags, int64_t rows, int64_t units, int64_t row_blocks,
+                   bool vector, const int32_t* totals, int32_t* index, int32_t* count) {
+  for (int64_t block = blockIdx.x; block < rows * row_blocks; block += gridDim.x) {
+    const int64_t row = block / row_blocks, own = block % row_blocks, first = own * kBlockFlags;
+    const uint8_t* from = flags + row * units;
     int32_t before = 0, total = 0;
-    for (int64_t at = threadIdx.x * kFlags; at < first; at += kBlockFlags)
-      before += __popc(load_flags(own + at, units - at, vector));
+    uint32_t bits = 0;
+    if (totals)
+      for (int64_t b = threadIdx.x; b < own; b += kThreads) before += totals[block - own + b];
+    for (int64_t b = totals ? own : 0; b <= own; b++) {
+      before += __popc(bits);
+      bits = own_flags(from, units, b * kBlockFlags, vector);
+    }
     sum_before(before, total);
     const int32_t offset = total;
-    const int64_t at = first + threadIdx.x * kFlags;
-    uint32_t bits = at < units ? load_flags(own + at, units - at, vector) : 0;
     int32_t* to = index + row * units + offset + sum_before(__popc(bits), total);
-    for (; bits; bits &= bits - 1) *to++ = int32_t(at) + __ffs(int(bits)) - 1;
+    for (const int64_t at = first + threadIdx.x * kFlags; bits; bits &= bits - 1)
+      *to++ = int32_t(at) + __ffs(int(bits)) - 1;
     if (threadIdx.x == 0 && first + kBlockFlags >= units) count[row] = offset + total;
   }
 }
+
+int64_t row_blocks_of(int64_t units) { return units > 0 ? ceil_div(units, kBlockFlags) : 1; }
 
 constexpr int kHaloThreads = 256, kHaloFlags = 4096;
 
@@ -133,13 +158,26 @@ __global__ void __launch_bounds__(kHaloThreads)
 
 }  // namespace
 
-cudaError_t launch_compact(const uint8_t* flags, int64_t rows, int64_t units, int32_t* index,
-                           int32_t* count, const Launch& on) {
-  const int64_t row_blocks = units > 0 ? ceil_div(units, kBlockFlags) : 1;
+int64_t compact_scratch(int64_t rows, int64_t units) {
+  constexpr int64_t kShortRow = 8;  // blocks
+  const int64_t row_blocks = row_blocks_of(units);
+  return row_blocks > kShortRow ? rows * row_blocks : 0;
+}
+
+cudaError_t launch_compact(const uint8_t* flags, int64_t rows, int64_t units, int32_t* scratch,
+                           int32_t* index, int32_t* count, const Launch& on) {
+  const int64_t row_blocks = row_blocks_of(units);
   const bool vector = reinterpret_cast<uintptr_t>(flags) % kFlags == 0 &&
                       (rows == 1 || units % kFlags == 0);
-  return launch(compact_kernel, on, dim3(blocks_for(on, rows * row_blocks, 2)), dim3(kThreads), 0,
-                flags, rows, units, row_blocks, vector, index, count);
+  const dim3 blocks(blocks_for(on, rows * row_blocks, 2));
+  int32_t* totals = compact_scratch(rows, units) > 0 ? scratch : nullptr;
+  if (totals) {
+    const auto error = launch(count_kernel, on, blocks, dim3(kThreads), 0, flags, rows, units,
+                              row_blocks, vector, totals);
+    if (error != cudaSuccess) return error;
+  }
+  return launch(compact_kernel, on, blocks, dim3(kThreads), 0, flags, rows, units, row_blocks,
+                vector, totals, index, count);
 }
 
 cudaError_t launch_halo_flags(const int32_t* index, const int32_t* count, int64_t units,

@@ -18,7 +18,7 @@ class EmulatedDevice:
 
     def __init__(self, library):
         self.library = ctypes.CDLL(str(library))
-        self.library.bank_conflicts.restype = ctypes.c_int64
+        self.library.bank_conflicts.restype = self.library.loads.restype = ctypes.c_int64
         self.library.tiles.restype = ctypes.c_int64
 
     def set(self, multiprocessors=1, shared_bytes=227 << 10, descending=False):
@@ -34,6 +34,11 @@ class EmulatedDevice:
     def bank_conflicts(self):
         """Shared memory accesses that had to wait for one another since `set`."""
         return self.library.bank_conflicts()
+
+    @property
+    def loads(self):
+        """Loads through the read-only cache in the last `run_compact`."""
+        return self.library.loads()
 
 
 def build(folder):

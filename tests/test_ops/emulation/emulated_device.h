@@ -1,7 +1,7 @@
 // Runs CUDA kernels on a CPU: included before each .cu file, in place of CUDA's headers.
 //
-// Blocks run one after another; the threads of a block are fibers that take turns where
-// they wait for each other, in ascending or descending order. Shared memory is static.
+// Blocks run one after another, and the threads of a block are fibers that take turns where
+// they wait for each other, both in ascending or descending order. Shared memory is static.
 // Copies to shared memory happen as late as they may, when they are waited for, so that a
 // missing wait or barrier shows. Rows of ldmatrix that share a bank are counted.
 #pragma once
@@ -99,7 +99,7 @@ struct Thread {
 };
 
 inline bool descending = false;
-inline int64_t bank_conflicts = 0;
+inline int64_t bank_conflicts = 0, loads = 0;
 inline std::vector<Thread> threads;
 inline std::vector<Warp> warps;
 inline Thread* self = nullptr;
@@ -196,6 +196,7 @@ inline void __syncthreads() {
 }
 template <typename T>
 T __ldg(const T* at) {
+  emulation::loads++;
   return *at;
 }
 inline int __popc(uint32_t v) { return __builtin_popcount(v); }
@@ -215,18 +216,19 @@ namespace laud::cuda {
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Launch& on, dim3 blocks, dim3 threads,
                    size_t shared, const Arguments&... arguments) {
-  if (shared > size_t(on.shared_bytes) || blocks.y > 65535 ||
-      threads.x * threads.y > 1024)
+  const uint64_t count = uint64_t{blocks.x} * blocks.y;
+  if (shared > size_t(on.shared_bytes) || blocks.x > 0x7fffffffu || blocks.y > 65535 ||
+      count == 0 || threads.x * threads.y > 1024 || threads.x * threads.y == 0)
     return cudaErrorInvalidConfiguration;
   const std::function<void()> body = [&] { kernel(arguments...); };
   emulation::body = &body;
   gridDim = blocks;
   blockDim = threads;
-  for (unsigned y = 0; y < blocks.y; y++)
-    for (unsigned x = 0; x < blocks.x; x++) {
-      blockIdx = dim3(x, y);
-      emulation::run_block(threads.x * threads.y, shared);
-    }
+  for (uint64_t i = 0; i < count; i++) {
+    const uint64_t at = emulation::descending ? count - 1 - i : i;
+    blockIdx = dim3(unsigned(at % blocks.x), unsigned(at / blocks.x));
+    emulation::run_block(threads.x * threads.y, shared);
+  }
   return cudaSuccess;
 }
 

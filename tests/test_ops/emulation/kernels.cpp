@@ -54,12 +54,17 @@ void set_device(int64_t multiprocessors, int64_t shared_bytes, int64_t descendin
 
 int64_t bank_conflicts() { return emulation::bank_conflicts; }
 
+int64_t loads() { return emulation::loads; }
+
 int run_compact(const int64_t* arguments) {
   Arguments a{arguments};
   auto* flags = a.pointer<uint8_t>();
   const int64_t rows = a.integer(), units = a.integer();
   auto* index = a.pointer<int32_t>();
-  return launch_compact(flags, rows, units, index, a.pointer<int32_t>(), device);
+  auto* count = a.pointer<int32_t>();
+  std::vector<int32_t> scratch(size_t(compact_scratch(rows, units)), -1);
+  emulation::loads = 0;
+  return launch_compact(flags, rows, units, scratch.data(), index, count, device);
 }
 
 int run_halo_flags(const int64_t* arguments) {
@@ -77,9 +82,10 @@ int run_conv1x1_positions(const int64_t* arguments) {
   Arguments a{arguments};
   const Conv conv = a.conv();
   const MapSize in = a.size();
-  const int64_t stride = a.integer(), relu = a.integer();
+  const int64_t granularity = a.integer(), stride = a.integer(), relu = a.integer();
   const UnitList list = a.list();
-  RowGemm gemm = conv1x1_positions(conv, in, in.strided(stride), stride, list, a.channels());
+  const auto grid = PatchGrid::of(in.strided(stride), granularity);
+  RowGemm gemm = conv1x1_positions(conv, in, grid, stride, list, a.channels());
   gemm.relu = relu != 0;
   return a.run(gemm);
 }

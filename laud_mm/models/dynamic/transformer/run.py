@@ -62,7 +62,7 @@ class TransformerRun:
     def parts(self, branch):
         """The packs of a branch."""
         normed = self.normed if branch == 'attention' else None
-        return [PackRun(self, pack, normed) for pack in self.packs[branch]]
+        return [PackRun(self, pack, branch, normed) for pack in self.packs[branch]]
 
     def finish(self, part):
         """Nothing to take over: packs write into `out` themselves."""
@@ -74,16 +74,18 @@ class PackRun:
     Attributes:
         run (TransformerRun): The block's run.
         pack (Pack): The tokens.
+        branch (str): A key of `BRANCHES`.
         source (Tensor): (N, T, C), what its tokens are gathered from.
         rows (Tensor): (R, C'), what the next step reads.
     """
 
-    def __init__(self, run, pack, normed=None):
+    def __init__(self, run, pack, branch, normed=None):
         self.run, self.block, self.shape, self.pack = run, run.block, run.shape, pack
         self.everything = pack.index is None
         self.listed = not self.everything
         self.picked = pack.heads is not None
         self.some_on = not self.picked or len(pack.heads) > 0
+        self.branch = branch
         self.source = run.out if normed is None else normed
         self.rows = self.source.flatten(0, 1) if self.everything else None
 
@@ -147,7 +149,27 @@ def _linear_rows(part, step):
 
 @runs('attention')
 def _attend(part, step):
-    part.rows = _mix(part.rows, part.pack, part.shape.head_dims)
+    # Where all tokens are computed, those that are off must not be attended to.
+    keys = part.run.decision.all_tokens.bool() if step.listed else None
+    part.rows = _mix(part.rows, part.pack, part.shape.head_dims, keys)
+
+
+@runs('mask_heads')
+def _mask_heads(part, step):
+    heads = part.run.decision.heads.to(part.rows.dtype)
+    part.rows = part.rows.view(len(heads), -1, heads.shape[1], part.shape.head_dims) \
+        .mul(heads[:, None, :, None]).view(part.rows.shape)
+
+
+@runs('mask_tokens')
+def _mask_tokens(part, step):
+    decision, on = part.run.decision, 1.0
+    if decision.tokens is not None:
+        on = decision.all_tokens.to(part.rows.dtype)
+    if decision.branches is not None:
+        column = BRANCHES[part.branch]
+        on = on * decision.branches[:, column:column + 1].to(part.rows.dtype)
+    part.rows = part.rows.view(len(on), -1, part.rows.shape[1]).mul(on[..., None]).flatten(0, 1)
 
 
 @runs('gelu')
@@ -199,10 +221,12 @@ def _pack(on, heads=None):
     return [Pack(len(lengths), None if len(index) == on.numel() else index, present, heads)]
 
 
-def _mix(qkv, pack, head_dims):
-    """Softmax attention within each sample: (R, 3 * A * D) to (R, A * D)."""
-    keys = None
-    if pack.present is not None:
+def _mix(qkv, pack, head_dims, keys=None):
+    """Softmax attention within each sample, to the `keys`: (R, 3 * A * D) to (R, A * D)."""
+    slots = None
+    if keys is not None:
+        keys = keys[:, None, None]
+    elif pack.present is not None:
         slots = pack.present.flatten().nonzero()[:, 0]
         keys = pack.present[:, None, None]
         qkv = qkv.new_zeros(pack.present.numel(), qkv.shape[1]).index_copy(0, slots, qkv)
@@ -211,7 +235,7 @@ def _mix(qkv, pack, head_dims):
                        head_dims).permute(2, 0, 3, 1, 4)
     y = F.scaled_dot_product_attention(q, k, v, keys)
     y = y.transpose(1, 2).flatten(2).flatten(0, 1)
-    return y if keys is None else y.index_select(0, slots)
+    return y if slots is None else y.index_select(0, slots)
 
 
 def _qkv(rows, qkv, heads, shape):
