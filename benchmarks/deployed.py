@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from laud_mm.deploy import CompiledBackbone, deploy, measure_scales
 from laud_mm.deploy.artefact import TORCH_KINDS
 from laud_mm.deploy.onnx import quantise_onnx, quantise_openvino, write_onnx
+from laud_mm.deploy.onnx.files import SKIP_ONE
 from laud_mm.deploy.onnx.runtimes import PACKAGES, RUNTIMES, has_bf16, need
 from laud_mm.export import largest_difference
 from laud_mm.latency.measure import device_stamp, keep_freed_memory
@@ -60,6 +61,8 @@ def parse_args():
     parser.add_argument('--runtime', nargs='+', choices=PRECISIONS, default=['onnx', 'openvino'])
     parser.add_argument('--precision', nargs='+', choices=('fp32', 'bf16', 'int8'),
                         default=['fp32', 'bf16'])
+    parser.add_argument('--apart', action='store_true', help='time one runtime after another, for '
+                        'nets that do not fit into memory together')
     parser.add_argument('--json', help='write the results to this file')
     parser.add_argument('--markdown', help='write the table to this file')
     return parser.parse_args()
@@ -152,31 +155,29 @@ def of_runtime(case, to, precision, folder):
             continue
         own.mkdir()
         source, file = own / 'net.onnx', own / dict(onnx='int8.onnx', openvino='int8.xml')[to]
-        write_onnx(made, source, skip='slice' if case.batch == 1 else 'gather')
+        write_onnx(made, source, skip=skips_by(case, to, precision))
         dict(onnx=quantise_onnx, openvino=quantise_openvino)[to](source, file, case.batches)
         found[name] = RUNTIMES[to](file, image_size=case.size)
     return found
 
 
 def measure_case(args, case, runs):
-    """Rows of one setting; all nets of all runtimes are timed in turn."""
-    nets, rows = {}, []
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for to, precision in runs:
-            made = eager(case, precision) if to == EAGER else (
-                of_torch if to in TORCH_KINDS else of_runtime)(case, to, precision, folder)
-            row = dict(network=case.setting.network, paradigm=case.paradigm,
-                       size='x'.join(map(str, case.size)), batch=case.batch, runtime=to,
-                       precision=precision, **compare(case, to, precision, made['skipping']))
-            if to not in (EAGER, *TORCH_KINDS):
-                skip = made['skipping'].card['skips_by'] if precision != 'int8' else \
-                    'slice' if case.batch == 1 else 'gather'
-                row['skips_by'] = skip
-            rows.append(row)
-            nets.update({(to, precision, name): getattr(net, 'infer', net)
-                         for name, net in made.items()})
-        times = time_nets(nets, case.batches, args.warmup, args.repeats,
-                          settle=len({to for to, _ in runs}) > 1)
+    """Rows of one setting."""
+    rows, times = [], {}
+    for group in [[run] for run in runs] if args.apart else [runs]:
+        nets = {}
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            for to, precision in group:
+                made = eager(case, precision) if to == EAGER else (
+                    of_torch if to in TORCH_KINDS else of_runtime)(case, to, precision, folder)
+                rows.append(dict(
+                    network=case.setting.network, paradigm=case.paradigm,
+                    size='x'.join(map(str, case.size)), batch=case.batch, runtime=to,
+                    precision=precision, **compare(case, to, precision, made['skipping'])))
+                nets.update({(to, precision, name): getattr(net, 'infer', net)
+                             for name, net in made.items()})
+            times.update(time_nets(nets, case.batches, args.warmup, args.repeats,
+                                   settle=len({to for to, _ in group}) > 1))
     ms = {key: own.ms / case.batch for key, own in times.items()}
     for row in rows:
         key = row['runtime'], row['precision']
@@ -194,6 +195,13 @@ def measure_case(args, case, runs):
     return rows
 
 
+def skips_by(case, to, precision):
+    """How a file of a runtime skips; quantisers need all samples."""
+    if case.batch > 1:
+        return 'gather'
+    return 'slice' if precision == 'int8' else SKIP_ONE[to]
+
+
 def compare(case, to, precision, net):
     """What a net decides, and how far it is from the eager one."""
     rates, differences = [], []
@@ -207,7 +215,8 @@ def compare(case, to, precision, net):
     if precision == 'fp32' and not difference <= 1e-4:
         raise RuntimeError(f'{to} must give what the skipping network gives, got a difference '
                            f'of {difference:.1e}')
-    return dict(rate=float(np.mean(rates)) if rates else None, largest_difference=difference)
+    return dict(rate=float(np.mean(rates)) if rates else None, largest_difference=difference,
+                skips_by=skips_by(case, to, precision) if to in PACKAGES else None)
 
 
 def main():
