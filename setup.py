@@ -134,7 +134,7 @@ setup(
         'safetensors': ['safetensors'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
-        'deploy': ['onnx', 'onnxruntime', 'openvino'],
+        'deploy': ['nncf', 'onnx', 'onnxruntime', 'openvino'],
         'peers': ['onnx', 'onnxruntime', 'onnxscript', 'openvino'],
         'test': ['pytest', 'hypothesis', 'pytest-cov', 'psutil'],
     },

@@ -31,7 +31,7 @@ def main():
         check_outputs(args)
         check_networks(args)
         measure.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -8,6 +8,7 @@ run too, would have them. OpenVINO's net is quantised by NNCF, onnxruntime's to 
 import argparse
 import importlib
 import tempfile
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -15,11 +16,11 @@ import numpy as np
 import torch
 
 from laud_mm.deploy import deploy, measure_scales
+from laud_mm.deploy.onnx import OnnxruntimeNet, OpenvinoNet, quantise_openvino
 from laud_mm.export import export_onnx
 from laud_mm.latency.measure import Timer, device_stamp, keep_freed_memory
 from laud_mm.models.backbones import LAUDResNet
 from laud_mm.models.dynamic.control import random_mask
-from laud_mm.profiling.peers import OnnxruntimeNet, OpenvinoNet
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import text_table
 
@@ -65,15 +66,8 @@ def quantized_net(depth, x, rate, **kwargs):
 
 
 def openvino_int8(path, x, threads):
-    import nncf
-    import openvino
-    model = openvino.Core().read_model(str(path))
-    images = nncf.Dataset([x.numpy()])
-    # `mixed`: activations of ReLU per tensor without zero point, as here.
-    quantized = nncf.quantize(model, images, preset=nncf.QuantizationPreset.MIXED)
-    file = path.with_name('openvino_int8.xml')
-    openvino.save_model(quantized, str(file), compress_to_fp16=False)
-    return OpenvinoNet(file, x, 'bf16', threads)
+    file = quantise_openvino(path, path.with_name('openvino_int8.xml'), [x])
+    return partial(OpenvinoNet(file, threads, precision='bf16').infer, x.contiguous())
 
 
 def onnxruntime_int8(path, x, threads):
@@ -89,7 +83,7 @@ def onnxruntime_int8(path, x, threads):
     file = path.with_name('onnxruntime_int8.onnx')
     quantize_static(str(path), str(file), Reader(), per_channel=True,
                     activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-    return OnnxruntimeNet(file, x, 'fp32', threads)
+    return partial(OnnxruntimeNet(file, threads).infer, x.contiguous())
 
 
 def main():
@@ -116,7 +110,7 @@ def main():
         for runtime, make in (('openvino', openvino_int8), ('onnxruntime', onnxruntime_int8)):
             try:
                 programs[f'{runtime}_int8'] = make(Path(path), x, args.threads)
-            except ImportError as error:
+            except (ImportError, RuntimeError) as error:
                 print(f'{runtime} is not timed: {error}')
             else:
                 versions[runtime] = importlib.import_module(runtime).__version__

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from laud_mm.checkpoints import load_pretrained
-from laud_mm.deploy import UnitProfile, deploy, load, load_profile, write_artefact
+from laud_mm.deploy import UnitProfile, load, load_profile, write_artefact
 from laud_mm.deploy.artefact import CARD, KINDS, NETS, SMALLEST, TORCH_KINDS
 from laud_mm.deploy.check import compare
-from laud_mm.deploy.onnx.runtimes import need
-from laud_mm.deploy.tokens import TokenBackbone, has_tokens
+from laud_mm.deploy.onnx.runtimes import PACKAGES, need
+from laud_mm.deploy.tokens import has_tokens
 from laud_mm.latency.plans import PRECISIONS
+from laud_mm.profiling.artefacts import deployed_form
 from laud_mm.registry import MODELS
 from laud_mm.specs import configured_size, find_backbone_config
 from laud_mm.utils.files import write_json
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> dict:
         if args.quantized is not None:
             raise ValueError(f'quantized must be left out for {args.to!r}, whose quantisers make '
                              f'it int8, got {args.quantized!r}')
-        need('onnx', dict(onnx='onnxruntime').get(args.to, args.to))  # before work starts
+        need('onnx', PACKAGES[args.to])  # before work starts
         if args.precision not in (None, 'fp32'):
             raise ValueError(f'precision must be fp32 for {args.to!r}, whose runtime chooses what '
                              f'it computes in, got {args.precision!r}')
@@ -79,25 +80,25 @@ def run(args: argparse.Namespace) -> dict:
     size = tuple(args.size or configured_size(cfg))
     profile = None if args.profile is None else load_profile(args.profile)
     backbone = build_backbone(cfg, args.checkpoint, args.prefix)
-    made: Any
     if has_tokens(backbone) and args.to not in TORCH_KINDS:
         for name in ('profile', 'plan', 'one_image'):
             if getattr(args, name):
                 raise ValueError(f'{name} must be left out for a transformer, got '
                                  f'{getattr(args, name)!r}')
-        made = TokenBackbone(backbone, with_decisions=True)
-    else:
-        made = deploy(backbone, image_size=size, batch=args.batch, precision=args.precision,
-                      plan=args.plan, profile=profile, tolerance=args.tolerance,
-                      with_decisions=True, quantized=args.quantized)
+    made: Any = deployed_form(
+        backbone, args.to, image_size=size, batch=args.batch, precision=args.precision,
+        plan=args.plan, profile=profile, tolerance=args.tolerance, with_decisions=True,
+        quantized=args.quantized)
     batches = example_batches(backbone.in_channels, size)
     decisions = compare(backbone, made, batches, decided=True)
     exact = args.quantized is None  # else it differs, and some decisions flip: the card says so
     if exact:
         _check('the deployed network', decisions, made)
     made.with_decisions = args.decisions
+    _, settings = find_backbone_config(cfg.get('model'))
     card = write_artefact(made, args.out, args.to, size, dict(
-        config=args.config, checkpoint=args.checkpoint, profile=args.profile,
+        config=args.config, checkpoint=args.checkpoint, backbone=settings.to_dict(),
+        profile=args.profile,
         quantized=args.quantized, tolerance=args.tolerance, expected_rates=expected_rates(profile)),
         args.one_image)
     if args.one_image:
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> dict:
     check, file = compare(backbone, made, batches, decided=True, run=load(args.out)), NETS[args.to]
     if exact:
         _check(f'{args.out}/{file}', check, made)
-    elif abs(check['mean_difference'] - decisions['mean_difference']) > ALLOWED['float32']:
+    elif not abs(check['mean_difference'] - decisions['mean_difference']) <= ALLOWED['float32']:
         raise CheckError(f'{args.out}/{file} must differ from the skipping network as the '
                          f'quantised one does, by {decisions["mean_difference"]:.1e} of the size '
                          f'of outputs, got {check["mean_difference"]:.1e}')
@@ -174,7 +175,7 @@ def _kind(computes):
 def _check(name, found, made):
     allowed = ALLOWED[str(made.dtype).removeprefix('torch.')]
     exact = made.dtype in (torch.float32, torch.float64)
-    if found['largest_difference'] > allowed or exact and found['decisions_equal'] is False:
+    if not found['largest_difference'] <= allowed or exact and found['decisions_equal'] is False:
         raise CheckError(f'{name} differs from the skipping network by '
                          f'{found["largest_difference"]:.1e} of the largest value (allowed: '
                          f'{allowed:g}), decisions equal: {found["decisions_equal"]}')

@@ -146,19 +146,28 @@ class Artefact(nn.Module):
     Args:
         card (dict): Its card.
         run (Callable): Runs checked images.
+        image_size (Sequence[int], optional): Height and width of all images.
     """
 
-    def __init__(self, card: Mapping[str, Any], run: Any):
+    def __init__(self, card: Mapping[str, Any], run: Any,
+                 image_size: Sequence[int] | None = None):
         super().__init__()
-        self.card, self._run = card, run
+        self.card, self._run, self.image_size = card, run, image_size
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Any:
         """As `DeployedBackbone` does, in contiguous maps.
 
         Raises:
             ValueError: If the images are not such as the card says.
         """
+        return self._checked(self._run, x)
+
+    def infer(self, x: Tensor) -> None:
+        """Run without copying what the net gives: what is timed."""
+        self._checked(getattr(self._run, 'infer', self._run), x)
+
+    @torch.no_grad()
+    def _checked(self, run: Any, x: Tensor) -> Any:
         (wanted,) = self.card['inputs']
         channels, side = wanted['channels'], wanted['smallest_side']
         batch = wanted.get('batch')
@@ -169,26 +178,39 @@ class Artefact(nn.Module):
         if x.dtype != torch.float32 or x.device.type != self.card['device']:
             raise ValueError(f'images must be float32 on {self.card["device"]}, got {x.dtype} on '
                              f'{x.device}')
-        return self._run(x.contiguous())
+        if self.image_size is not None and tuple(x.shape[2:]) != tuple(self.image_size):
+            raise ValueError(f'images must be {" x ".join(map(str, self.image_size))}, for which '
+                             f'the net was loaded, got shape {tuple(x.shape)}')
+        return run(x.contiguous())
 
 
-def load(folder: str | Path) -> Artefact:
+def load(folder: str | Path, image_size: Sequence[int] | None = None,
+         precision: str | None = None) -> Artefact:
     """Read an artefact. Needs torch, `laud_mm.ops` or the runtime, and no mm* package.
 
     Args:
         folder (str | Path): Of `write_artefact`.
+        image_size (Sequence[int], optional): Height and width of all images, for which
+            onnxruntime and OpenVINO then plan; default: any.
+        precision (str, optional): What OpenVINO may compute in, 'fp32' or 'bf16'.
 
     Returns:
         Artefact: A module.
 
     Raises:
-        ValueError: If there is no artefact, or it was made for another torch, device or CPU.
+        ValueError: If there is no artefact, or it was made for another torch, device or CPU, or
+            has no such precision.
         RuntimeError: If the compiled operations, or the runtime, are missing.
     """
     card = read_card(folder)
     net = str(Path(folder, NETS[card['kind']]))
     if card['kind'] in RUNTIMES:
-        return Artefact(card, RUNTIMES[card['kind']](net))
+        return Artefact(card, RUNTIMES[card['kind']](
+            net, image_size=image_size and tuple(image_size), precision=precision or 'fp32'),
+            image_size)
+    if precision is not None:
+        raise ValueError(f'precision must be left out for {card["kind"]!r}, which computes in '
+                         f'{card["computes_in"]}, got {precision!r}')
     if not ops.has_kernel(card['device']):
         raise RuntimeError(f'{folder} needs the compiled operations of laud_mm for '
                            f'{card["device"]}, which are missing: build them')
@@ -198,9 +220,13 @@ def load(folder: str | Path) -> Artefact:
             raise ValueError(f'{folder} must be of {key} {value}, as this machine is, got '
                              f'{card.get(key)!r}: deploy again here')
     if card['kind'] == 'aoti':
-        return Artefact(card, torch._inductor.aoti_load_package(net))
+        return Artefact(card, torch._inductor.aoti_load_package(net), image_size)
     from .compiled import CompiledBackbone  # torch's compiler is large
-    return Artefact(card, CompiledBackbone(torch.export.load(net).module()))
+    program = torch.export.load(net).module()
+    # Guards on sizes, which were checked; a compiler cannot follow them for any batch.
+    if hasattr(program, '_guards_fn'):
+        program._guards_fn = nn.Identity()
+    return Artefact(card, CompiledBackbone(program), image_size)
 
 
 def read_card(folder: str | Path) -> dict:

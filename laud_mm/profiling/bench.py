@@ -273,19 +273,14 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
                flops_fraction=timed.cost.fraction.mean().item(), **per_image('dynamic'))
     for name in timed.ratios:
         row.update(per_image(name, f'{name}_'))
-    own = {name: ratio for name, ratio in timed.ratios.items()
-           if PRECISION_OF.get(precision) == name.partition('_')[2] or name in OWN_STATICS}
-    fastest, of_all = (max(ratios, key=ratios.get) for ratios in (own, timed.ratios))
-    row.update(ratios=timed.ratios, ratio_to_static=timed.ratios['static'],
-               fastest_static=fastest, ratio_to_fastest_static=own[fastest],
+    row.update(fastest_statics(timed.ratios, precision, others is not None),
                block_rates=[mean_rates(rates) for rates in timed.cost.block_rates])
     if others is not None:
-        row.update(fastest_of_all=of_all, ratio_to_fastest_of_all=timed.ratios[of_all],
-                   runtimes=others.versions, missing=others.missing)
+        row.update(runtimes=others.versions, missing=others.missing)
     if deployed:
         row.update(per_image('deployed', 'deployed_'), deployed_rate=deployed_rate,
                    deployed_ratios=timed.deployed_ratios,
-                   deployed_ratio_to_fastest_static=timed.deployed_ratios[fastest])
+                   deployed_ratio_to_fastest_static=timed.deployed_ratios[row['fastest_static']])
     if plan is not None:
         row.update(per_image('maskers', 'maskers_'), dense_blocks=dense,
                    ratio_to_static_without_maskers=timed.without_maskers)
@@ -364,6 +359,24 @@ def _threshold(values, count):
     if count in (0, len(order)):
         return order[0] + 1 if count == 0 else order[-1] - 1
     return order[count - 1:count + 1].mean()
+
+
+def fastest_statics(ratios, precision, peers):
+    """What a row says of ratios to static nets.
+
+    Args:
+        ratios (dict[str, float]): By static net: 'static', others of `OWN_STATICS` and peers.
+        precision (str): Of the dynamic net.
+        peers (bool): Whether nets of other precisions were timed too.
+    """
+    own = {name: ratio for name, ratio in ratios.items()
+           if PRECISION_OF.get(precision) == name.partition('_')[2] or name in OWN_STATICS}
+    fastest, of_all = (max(of, key=of.get) for of in (own, ratios))
+    found = dict(ratios=ratios, ratio_to_static=ratios['static'], fastest_static=fastest,
+                 ratio_to_fastest_static=own[fastest])
+    if peers:
+        found.update(fastest_of_all=of_all, ratio_to_fastest_of_all=ratios[of_all])
+    return found
 
 
 def dense_blocks(net, x, cost):

@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
-from laud_mm.deploy import load, write_artefact
+from laud_mm.deploy import deploy, load, measure_scales, write_artefact
 from laud_mm.deploy.artefact import export_deployed
 from laud_mm.ops import use_references
 
 from ..conftest import ROOT
-from .nets import NETS, SIZES, assert_equal, deployed_pair, images, run
+from .nets import NETS, SIZES, assert_equal, build, deployed_pair, images, run
 
 # Loads an artefact where no mm* package can be imported, and writes what it gives.
 BARE = """
@@ -70,6 +70,26 @@ def test_an_artefact_runs_without_mm(name, paradigm, kind, tmp_path):
     (tmp_path / 'net.pt2').unlink()
     with pytest.raises(ValueError, match='net.pt2 beside it'):
         load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['aoti', 'compile'])
+@pytest.mark.parametrize('paradigm', ['layer', ('layer', 'spatial')])
+def test_an_artefact_of_integers_gives_the_quantised_networks_numbers(kind, paradigm, tmp_path):
+    net = build('LAUDResNet', paradigm)
+    scales = measure_scales(net, [images(2, 64, 80, seed) for seed in range(3)])
+    quantised = deploy(net, quantized=scales, with_decisions=True)
+    card = write_artefact(quantised, tmp_path, kind, (64, 64))
+    assert card['computes_in'] == 'int8'
+    artefact, rates = load(tmp_path), []
+    for seed, size in enumerate(SIZES):
+        x = images(*size, seed)
+        (expected, masks), (found, own) = quantised(x), artefact(x)
+        assert own.keys() == masks.keys() == set(card['decisions'])
+        assert all(torch.equal(own[key], mask) for key, mask in masks.items())
+        assert all(map(torch.equal, found, expected))
+        rates += [mask.float().mean().item() for mask in masks.values()]
+    assert 0 < sum(rates) / len(rates) < 1
 
 
 def test_bad_artefacts_are_named(tmp_path):

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from laud_mm.deploy import UnitProfile, deploy, load, write_artefact
-from laud_mm.deploy.onnx import OnnxruntimeNet, OpenvinoNet, quantise_onnx, write_onnx
+from laud_mm.deploy.onnx import (
+    OnnxruntimeNet,
+    OpenvinoNet,
+    quantise_onnx,
+    quantise_openvino,
+    write_onnx,
+)
+from laud_mm.deploy.onnx.runtimes import has_bf16
 from laud_mm.deploy.tokens import TokenBackbone
 from laud_mm.export import largest_difference
 from laud_mm.utils.files import to_json
@@ -86,6 +93,20 @@ def test_files_for_one_image_equal_the_skipping_network(name, paradigm, skip, to
     assert write_onnx(made, file, to, skip)['skips_by'] == skip
     sizes = [(1, *size[1:]) for size in (*SIZES, *SIZES)]
     assert_equal(net, reader(to, file), sizes)
+
+
+@pytest.mark.parametrize('name, paradigm', NETS)
+def test_a_file_planned_for_one_size_equals_the_skipping_network(name, paradigm, to, file):
+    net, made = deployed_pair(name, paradigm)
+    write_onnx(made, file, to)
+    x = images(2, 65, 34)
+    expected, _ = run(net, x)
+    for precision in READERS[to].precisions:
+        if precision == 'fp32' or has_bf16():
+            found = READERS[to](file, image_size=(65, 34), precision=precision)(x)
+            maps = found[0] if isinstance(found[-1], dict) else found
+            # In bfloat16 decisions fall otherwise: it runs.
+            assert largest_difference(maps, expected) < (1e-4 if precision == 'fp32' else 1.5)
 
 
 def test_maps_of_one_position_are_maps_too(to, file):
@@ -197,7 +218,52 @@ def test_quantised_files_keep_most_decisions_and_numbers(skip, tmp_path):
             assert 1e-6 < largest_difference(found, expected) < 0.05
 
 
-def test_what_cannot_be_quantised_is_named(tmp_path):
+@pytest.fixture
+def nncf():
+    pytest.importorskip('openvino', reason='openvino is not installed')
+    return pytest.importorskip('nncf', reason='nncf is not installed: pip install laud-mm[deploy]')
+
+
+@pytest.mark.parametrize('name, paradigm', [('LAUDResNet', 'layer'), ('LAUDResNet', None),
+                                            ('LAUDRegNet', 'spatial')])
+@pytest.mark.parametrize('skip', ['gather', 'slice'])
+def test_nncf_quantises_a_file_for_openvino(name, paradigm, skip, nncf, tmp_path):
+    torch.manual_seed(24)  # some images are on, some off in every block
+    net, made = deployed_pair(name, paradigm)
+    write_onnx(made, tmp_path / 'net.onnx', 'onnx', skip)
+    calibration, test = (images(16, 48, 56, seed) + torch.linspace(-3, 3, 16)[:, None, None, None]
+                         for seed in (1, 2))
+    if paradigm == 'layer':
+        run(net, calibration)
+        assert all(0 < mask.layer.float().mean() < 1 for mask in net.record.decisions.values())
+    quantise_openvino(tmp_path / 'net.onnx', tmp_path / 'int8.xml', calibration.split(1))
+    import openvino
+    nodes = openvino.Core().read_model(tmp_path / 'int8.xml').get_ops()
+    quantised = [op for op in nodes if op.get_type_name() == 'FakeQuantize']
+    assert quantised and not [op for op in quantised if '.masker.' in op.get_friendly_name()]
+    # Also where no sample of a batch was on.
+    assert all(abs(op.input_value(i).get_node().get_data()).max() < 1e3
+               for op in quantised for i in (1, 2))
+    quantised, errors = OpenvinoNet(tmp_path / 'int8.xml'), []
+    for x in test.split(1):
+        (expected, masks), found = run(net, x), quantised(x)
+        maps, own = found if isinstance(found[-1], dict) else (found, {})
+        if all(torch.equal(own[key], mask) for key, mask in masks.items()):
+            errors += [float((y - e).norm() / e.norm()) for y, e in zip(maps, expected)]
+    # Of images larger than most of the calibration's, values are cut.
+    assert len(errors) >= 8 and 1e-6 < min(errors) and torch.tensor(errors).median() < 0.15, errors
+
+
+def test_nncf_needs_images_for_which_each_block_is_on(nncf, tmp_path):
+    net = build('LAUDResNet', 'layer')
+    torch.nn.init.constant_(net.blocks()[1].masker.layer.conv.weight, 0)
+    net.blocks()[1].masker.layer.conv.bias.data[:] = torch.tensor([-1, 1])
+    write_onnx(deploy(net), tmp_path / 'net.onnx')
+    with pytest.raises(ValueError, match='images for which each block is on, got none for some'):
+        quantise_openvino(tmp_path / 'net.onnx', tmp_path / 'int8.xml', [images(2, 48, 56)])
+
+
+def test_what_cannot_be_quantised_is_named(tmp_path, monkeypatch):
     pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
     _, made = deployed_pair('LAUDResNet', 'layer')
     write_onnx(made, tmp_path / 'net.onnx', 'onnx', 'if')
@@ -205,4 +271,13 @@ def test_what_cannot_be_quantised_is_named(tmp_path):
                              ([], 'batches must hold images')):
         with pytest.raises(ValueError, match=message):
             quantise_onnx(tmp_path / 'net.onnx', tmp_path / 'int8.onnx', batches)
-    assert not (tmp_path / 'int8.onnx').exists()
+        if find_spec('nncf') and find_spec('openvino'):
+            with pytest.raises(ValueError, match=message):
+                quantise_openvino(tmp_path / 'net.onnx', tmp_path / 'int8.xml', batches)
+    with pytest.raises(ValueError, match='path must end in .xml, got int8.onnx'):
+        quantise_openvino(tmp_path / 'net.onnx', 'int8.onnx', batches)
+    monkeypatch.setitem(sys.modules, 'nncf', None)
+    if find_spec('openvino'):
+        with pytest.raises(RuntimeError, match=r'nncf is missing .*pip install laud-mm\[deploy'):
+            quantise_openvino(tmp_path / 'net.onnx', tmp_path / 'int8.xml', batches)
+    assert not list(tmp_path.glob('int8.*'))

@@ -39,6 +39,12 @@ RUN_BY = {
     'test_detectors_train_and_report_on_two_processes',
     'python tools/image_demo.py': 'tests/test_tools/test_detector_tools.py::'
     'test_the_image_demo_draws_objects_beside_what_was_skipped',
+    'python tools/latency.py measure --artifact': 'tests/test_tools/test_measure_artefacts.py::'
+    'test_each_kind_is_timed_beside_its_own_static_net',
+    'python benchmarks/deployed.py': 'tests/test_tools/test_measure_artefacts.py::'
+    'test_the_benchmark_of_deployed_nets_times_every_runtime',
+    'python benchmarks/specialised.py': 'tests/test_demo/test_specialised.py::'
+    'test_a_specialised_detector_finds_what_the_whole_one_finds',
     'python tools/latency.py measure': 'tests/test_tools/test_latency_tool.py::test_measure',
     'python tools/latency.py calibrate': 'tests/test_tools/test_latency_tool.py::'
     'test_calibrate_predict_and_compare',

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from laud_mm.commands.latency import measure
+from laud_mm.deploy.onnx import OnnxruntimeNet
 from laud_mm.export import largest_difference
 from laud_mm.latency import measure as timing
 from laud_mm.profiling import peers
@@ -37,17 +38,17 @@ def test_every_runtime_runs_the_static_net_with_its_threads(name):
     need(*NEEDED)
     static, x = setting(name).build(paradigm=None, execution='masked'), torch.randn(2, 3, 48, 48)
     found = peers.static_peers(static, x)
-    assert {'onnxruntime_fp32', 'openvino_fp32'} <= set(found.programs)
-    assert ('openvino_bf16' in found.programs) != any('bf16' in m for m in found.missing)
+    assert {'onnxruntime_fp32', 'openvino_fp32'} <= set(found.nets) == set(found.programs)
+    assert ('openvino_bf16' in found.nets) != any('bf16' in m for m in found.missing)
     with torch.no_grad():
         expected = static(x)
-    for program in found.programs.values():
+    for name, program in found.programs.items():
         program()
-        tolerance = 0.1 if program is found.programs.get('openvino_bf16') else 1e-4
-        assert largest_difference(program.outputs(), expected) < tolerance
-    options = found.programs['onnxruntime_fp32'].session.get_session_options()
+        tolerance = 0.1 if name == 'openvino_bf16' else 1e-4
+        assert largest_difference(found.nets[name].outputs(), expected) < tolerance
+    options = found.nets['onnxruntime_fp32'].session.get_session_options()
     assert options.intra_op_num_threads == torch.get_num_threads()
-    compiled = found.programs['openvino_fp32'].request.get_compiled_model()
+    compiled = found.nets['openvino_fp32'].request.get_compiled_model()
     assert compiled.get_property('INFERENCE_NUM_THREADS') == torch.get_num_threads()
     assert compiled.get_property('INFERENCE_PRECISION_HINT').to_string() == 'f32'
 
@@ -120,6 +121,5 @@ def test_programs_settle_before_they_are_timed(monkeypatch):
 
 
 def test_onnxruntimes_waiting_is_one_of_three():
-    need('onnxruntime')
     with pytest.raises(ValueError, match='spinning must be one of'):
-        peers.OnnxruntimeNet('no.onnx', torch.zeros(1), spinning='sometimes')
+        OnnxruntimeNet('no.onnx', spinning='sometimes')

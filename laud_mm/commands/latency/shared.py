@@ -46,7 +46,15 @@ def check_networks(args):
     if not hasattr(args, 'network'):
         return
     detector, size = False, (224, 224)
-    if getattr(args, 'config', None):
+    if getattr(args, 'artifact', None):
+        for field in ('config', 'network', 'paradigm', 'granularity', 'rate', 'gates', 'plan',
+                      'layout'):
+            if getattr(args, field) is not None:
+                raise ValueError(f'--{field} must be left out with --artifact, which says it, '
+                                 f'got {getattr(args, field)!r}')
+        from laud_mm.deploy.artefact import read_card
+        size = read_card(args.artifact)['image_size']
+    elif getattr(args, 'config', None):
         for field in ('network', 'paradigm', 'granularity'):
             if getattr(args, field) is not None:
                 raise ValueError(f'--{field} must be left out with --config, which says it, '
@@ -139,15 +147,16 @@ def configured_backbone(args):
 def bench_settings(args, rates=None, batches=None, block_rates=None):
     """The `BenchSetting`s of a command line; rates and batches instead of its own."""
     from laud_mm.profiling.bench import BenchSetting
+    rates = rates or args.rate or [0.5]
     if args.config:
         backbone = configured_backbone(args)
         return [BenchSetting(Path(args.config).stem, backbone.get('paradigm', 'layer'), rate,
                              batch, None, tuple(args.size), block_rates, backbone)
-                for rate in rates or args.rate for batch in batches or args.batch]
+                for rate in rates for batch in batches or args.batch]
     paradigms = [paradigm_of(p) for p in args.paradigm or ('layer', 'channel', 'spatial')]
     return [BenchSetting(network, paradigm, rate, batch,
                          granularity_of(args.granularity, paradigm), tuple(args.size), block_rates)
-            for network in args.network for paradigm in paradigms for rate in rates or args.rate
+            for network in args.network for paradigm in paradigms for rate in rates
             for batch in batches or args.batch]
 
 
@@ -163,7 +172,7 @@ def add_devices(parser):
 def add_measurement(parser):
     add_networks(parser, several=True)
     add_config(parser)
-    parser.add_argument('--rate', nargs='+', type=float, default=[0.5])
+    parser.add_argument('--rate', nargs='+', type=float, help='default: 0.5')
     parser.add_argument('--granularity', help='S or G, such as 8-4-7-1')
     parser.add_argument('--batch', nargs='+', type=int, default=[1])
     parser.add_argument('--warmup', type=int, default=5)

@@ -43,14 +43,20 @@ def add_stem(graph: Graph, x: str, steps: Sequence[Step], convs: Mapping[str, An
 def add_means(graph: Graph, x: str, window: int) -> str:
     """Add an average pool of windows; the last ones may be partial, as in the blocks."""
     # Runtimes differ in partial windows and in windows larger than the map: pad, and divide.
-    size = graph.op('Shape', x, start=2, end=4)
-    missing = graph.op('Mod', graph.op('Neg', size), graph.ints(window, window), fmod=0)
-    pads = graph.op('Concat', graph.ints(0, 0, 0, 0, 0, 0), missing, axis=0)
-    ones = graph.op('ConstantOfShape', graph.op('Concat', graph.ints(1, 1), size, axis=0),
-                    value=numpy_helper.from_array(np.ones(1, np.float32)))
-    sums, shares = (graph.op('AveragePool', graph.op('Pad', y, pads), kernel_shape=[window] * 2,
-                             strides=[window] * 2) for y in (x, ones))
-    return graph.op('Div', sums, shares)
+    missing, shares = [], []
+    for axis in (2, 3):
+        size = graph.op('Shape', x, start=axis, end=axis + 1)
+        missing.append(graph.op('Mod', graph.op('Neg', size), graph.ints(window), fmod=0))
+        # Not a pool of ones: OpenVINO has none in bfloat16 where sizes are known.
+        ones = graph.op('ConstantOfShape', size,
+                        value=numpy_helper.from_array(np.ones(1, np.float32)))
+        ones = graph.op('Pad', ones, graph.op('Concat', graph.ints(0), missing[-1], axis=0))
+        ones = graph.op('Reshape', ones, graph.ints(-1, window))
+        shares.append(graph.op('ReduceMean', ones, graph.ints(1), keepdims=axis == 2))
+    pads = graph.op('Concat', graph.ints(0, 0, 0, 0, 0, 0), *missing, axis=0)
+    means = graph.op('AveragePool', graph.op('Pad', x, pads), kernel_shape=[window] * 2,
+                     strides=[window] * 2)
+    return graph.op('Div', means, graph.op('Mul', *shares))
 
 
 class BlockGraph:

@@ -10,7 +10,7 @@ from typing import Any
 from laud_mm.specs.arguments import check_choice
 from laud_mm.utils.files import replacing
 
-from .runtimes import need
+from .runtimes import PACKAGES, need
 
 # How blocks are skipped at a batch of one image: what is faster there, see docs/deploy.md.
 SKIP_ONE = dict(onnx='if', openvino='slice')
@@ -36,7 +36,7 @@ def write_onnx(deployed: Any, path: str | Path, to: str = 'onnx', skip: str = 'g
             float32.
     """
     check_choice('to', to, SKIP_ONE)
-    names = dict(onnx=('onnx', 'onnxruntime'), openvino=('onnx', 'openvino'))[to]
+    names = ('onnx', PACKAGES[to])
     found = need(*names)
     from .backbone import onnx_model
     model = onnx_model(deployed, skip)
@@ -53,8 +53,16 @@ def write_onnx(deployed: Any, path: str | Path, to: str = 'onnx', skip: str = 'g
 def _write_openvino(model, path, openvino):
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        source, own = Path(folder, 'net.onnx'), Path(folder, path.name)
+        source = Path(folder, 'net.onnx')
         source.write_bytes(model.SerializeToString())
-        openvino.save_model(openvino.Core().read_model(source), own, compress_to_fp16=False)
+        save_openvino(openvino.Core().read_model(source), path)
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Write an `openvino.Model` as `.xml` and `.bin`, complete or not at all."""
+    (openvino,) = need('openvino')
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        own = Path(folder, path.name)
+        openvino.save_model(model, own, compress_to_fp16=False)
         for suffix in ('.bin', '.xml'):
             os.replace(own.with_suffix(suffix), path.with_suffix(suffix))
