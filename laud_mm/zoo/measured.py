@@ -70,7 +70,8 @@ def read_results(folder: str | Path) -> Results:
         if not isinstance(content, dict):
             continue
         for row in content.get('results') or ():
-            if isinstance(row, dict) and 'ratio_to_fastest_static' in row:
+            # Deployed nets decide for themselves: no rate is forced.
+            if isinstance(row, dict) and {'ratio_to_fastest_static', 'block_rates'} <= row.keys():
                 _add_timing(results, row, content.get('stamp', {}), path.name)
         for row in content.get('rows') or ():
             _add_study(results, row, path.name)
