@@ -22,6 +22,7 @@ from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
 from laud_mm.profiling.calibrate import calibrate, fit_steps, measure_nets, random_net
 from laud_mm.profiling.step_clock import net_calls, time_steps
 from laud_mm.specs import STEP_KINDS, Case, StepCall, network_spec, resnet_spec
+from laud_mm.specs.bottleneck_program import BREAK_EVEN
 
 from ..conftest import TINY_REGNET, TINY_T2T
 
@@ -174,7 +175,8 @@ def test_predictions_rise_with_rate_batch_resolution_and_channels(predictor, dat
     network = draw(st.sampled_from(('resnet50', 'regnety_400mf')))
     paradigm = draw(st.sampled_from(PARADIGMS))
     # Beyond, other steps run: see `Program.break_even`.
-    low, high = sorted((draw(st.floats(0, 0.8)), draw(st.floats(0, 0.8))))
+    rates = st.floats(0, BREAK_EVEN['picked'])
+    low, high = sorted((draw(rates), draw(rates)))
     batch, side = draw(st.integers(1, 16)), draw(st.integers(40, 256))
 
     def total(rate, batch, size, width=64):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laud_mm import ops
 from laud_mm.latency.measure import device_stamp
 from laud_mm.latency.plans import (
     BlockTimes,
@@ -118,19 +119,19 @@ class RoutesRun:
 
 
 def computed(net, x):
-    """How the blocks of a net ran: 'dense', 'listed', or nothing where modules ran."""
+    """How blocks ran: all channels and masks ('full'), 'listed', or nothing where modules ran."""
     clock = RoutesRun()
     with net.executing(clock=clock):
         net(x)
-    names = dict(conv3x3='dense', picked3x3='listed')
+    names = dict(mask_channels='full', picked3x3='listed')
     return {name for kind, name in names.items() if kind in clock.kinds}
 
 
-def test_a_block_is_dense_where_more_is_on_than_its_break_even(make_net):
+def test_a_block_computes_everything_where_more_is_on_than_its_break_even(make_net):
     net, x = make_net(paradigm='channel'), torch.randn(2, 3, 64, 64)
     with torch.no_grad(), force_rate(net, 0.5):
         net.plan = UpTo(0.4)
-        assert computed(net, x) == {'dense'}
+        assert computed(net, x) == {'full'}
         net.plan = UpTo(0.6)
         assert computed(net, x) == {'listed'}
         net.plan = UpTo(None)  # not in the plan
@@ -143,6 +144,27 @@ def test_a_block_is_dense_where_more_is_on_than_its_break_even(make_net):
         net.eval()
     with force_rate(net, 0.5):  # gradients are recorded
         assert computed(net, x) == {'listed'}
+
+
+@pytest.mark.skipif(not ops.has_kernel('cpu'), reason='the operations are not compiled')
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize('arch, settings', [
+    (50, {}), (50, dict(mask_before_norm=True)), (50, dict(channel_granularity=2)),
+    ('regnety_400mf', {})], ids=str)
+@pytest.mark.parametrize('rate', [0.3, 0.9, 1])
+def test_beyond_its_break_even_a_block_masks_channels_and_runs_the_kernels_that_list(
+        make_net, rate, arch, settings, dtype, tolerance):
+    net = make_net(arch, dtype, paradigm='channel', **settings)
+    net.execution, clock = 'auto', RoutesRun()
+    with torch.no_grad(), force_rate(net, rate):
+        x = torch.randn(2, 3, 64, 64, dtype=dtype)
+        with net.executing(clock=clock):
+            found = net(x)
+        with net.executing(mode='masked'):
+            assert_close(found, net(x), tolerance)
+    assert not {'conv3x3', 'conv3x3_grouped'} & clock.kinds
+    assert ('mask_channels' in clock.kinds) == (0.65 < rate < 1)
+    assert any(kind.startswith('picked3x3') for kind in clock.kinds) == (rate == 0.3)
 
 
 def test_on_a_gpu_the_expected_rate_decides_and_nothing_is_read(make_net):
