@@ -19,7 +19,8 @@ TORCH_LIBRARY(laud_mm, m) {
   m.def(
       "conv1x1_positions(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor "
       "bias, int stride=1, bool relu=True, Tensor? channel_index=None, Tensor? "
-      "channel_count=None, int group_size=1, Tensor? packed=None) -> Tensor");
+      "channel_count=None, int group_size=1, Tensor? packed=None, int granularity=1) -> "
+      "Tensor");
   m.def(
       "conv3x3_patches(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, "
       "int granularity, int stride=1, int dilation=1, int groups=1, Tensor? "
