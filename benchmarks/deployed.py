@@ -21,7 +21,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from laud_mm.deploy import CompiledBackbone, deploy, measure_scales
 from laud_mm.deploy.artefact import TORCH_KINDS
@@ -30,8 +29,14 @@ from laud_mm.deploy.onnx.files import SKIP_ONE
 from laud_mm.deploy.onnx.runtimes import PACKAGES, RUNTIMES, has_bf16, need
 from laud_mm.export import largest_difference
 from laud_mm.latency.measure import device_stamp, keep_freed_memory
+from laud_mm.models.dynamic import force_rate
 from laud_mm.profiling.artefacts import open_as, random_images, time_nets
-from laud_mm.profiling.bench import BenchSetting, compiled_static, static_net
+from laud_mm.profiling.bench import (
+    BenchSetting,
+    compiled_static,
+    decide_as_often,
+    static_net,
+)
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import markdown_table, text_table
 
@@ -74,27 +79,6 @@ def parse_size(text):
 
 
 @torch.no_grad()
-def set_maskers(net, images, rate):
-    """Have each masker keep a share of the images or patches, by a random direction of inputs."""
-    generator = torch.Generator().manual_seed(0)
-
-    def set_masker(block, inputs):  # right before the block decides by it
-        for masker in block.masker.children():
-            window = masker.window or inputs[0].shape[2:]
-            means = F.avg_pool2d(inputs[0], window, ceil_mode=True, count_include_pad=False)
-            means = means.permute(0, 2, 3, 1).flatten(0, 2)
-            direction = torch.randn(means.shape[1], generator=generator)
-            direction /= (means @ direction).std().clamp(min=1e-12)
-            logits = (means @ direction).sort().values
-            low = int(len(logits) * (1 - rate)) - 1
-            masker.conv.weight.zero_()[0, :, 0, 0] = direction
-            masker.conv.bias.zero_()[0] = -logits[[low, low + 1]].mean()
-    handles = [block.register_forward_pre_hook(set_masker) for block in net.blocks()]
-    net(images)
-    for handle in handles:
-        handle.remove()
-
-
 def make_case(args, network, paradigm, batch, size):
     """The nets of one setting, and the images."""
     torch.manual_seed(0)
@@ -102,14 +86,15 @@ def make_case(args, network, paradigm, batch, size):
     setting = BenchSetting(network, paradigm, args.rate, batch, image_size=size)
     net = setting.build(**own)
     images = random_images(max(batch * args.batches, 2), net.in_channels, size)
-    set_maskers(net, images, args.rate)
+    with force_rate(net, args.rate):
+        net(images)
+    decide_as_often(net, images, net.record.decisions)
     all_on = copy.deepcopy(net)
-    with torch.no_grad():
-        for masker in all_on.maskers():
-            for part in masker.children():
-                part.conv.bias[0] = 1e6
-        batches = images[:batch * args.batches].split(batch)
-        expected = [net(x) for x in batches]
+    for masker in all_on.maskers():
+        for part in masker.children():
+            part.conv.bias[0] = 1e6
+    batches = images[:batch * args.batches].split(batch)
+    expected = [net(x) for x in batches]
     # Of `static_net`, which builds by the same setting.
     static = static_net(SimpleNamespace(build=partial(setting.build, **own)), net)
     return SimpleNamespace(net=net, all_on=all_on, static=static, setting=setting, batch=batch,
