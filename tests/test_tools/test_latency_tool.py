@@ -95,7 +95,8 @@ def test_predict_reads_a_transformers_config(tmp_path):
         run('predict', '--config', config, '--device', 'TX2', '--json', tmp_path / 'a.json')
         reports[paradigm] = json.loads((tmp_path / 'a.json').read_text())
     static, dynamic = reports.values()
-    assert static['ratio'] == 1 and dynamic['ratio'] < 0.8
+    # A GPU would wait for the number of tokens: everything is computed there, and masked.
+    assert static['ratio'] == 1 < dynamic['ratio'] < 1.2
     assert dynamic['static_latency_per_image_ms'] == static['static_latency_per_image_ms']
     assert dynamic['blocks'][13]['name'] == 'encoder.13'
     assert dynamic['blocks'][13]['rate'] == pytest.approx(0.5**3, rel=0.02)
