@@ -122,10 +122,10 @@ def of_torch(case, to, precision, folder):
                               case.batch) for name, made in nets.items()}
     if precision == 'int8':
         return dict(static=CompiledBackbone(form(case.static)), skipping=CompiledBackbone(skipping))
+    last = partial(torch.Tensor.to, dtype=DTYPES[precision], memory_format=torch.channels_last)
     net = copy.deepcopy(case.static).to(DTYPES[precision])
-    compiled = compiled_static(SimpleNamespace(build=lambda **_: net), net, torch.channels_last)
-    return dict(static=lambda x: compiled(x.to(DTYPES[precision],
-                                               memory_format=torch.channels_last)),
+    compiled = compiled_static(SimpleNamespace(build=lambda **_: net), net, last(case.batches[0]))
+    return dict(static=lambda x: compiled(last(x)),
                 skipping=CompiledBackbone(skipping))
 
 

@@ -93,7 +93,7 @@ def time_backbones(args, cfg, profile, images):
     last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
     nets = {('static', 'eager'): lambda x: static(last(x))}
     if args.compile:
-        compiled = compiled_static(setting, copy.deepcopy(net), torch.channels_last)
+        compiled = compiled_static(setting, copy.deepcopy(net), last(images[0]))
         nets['static', 'compiled'] = lambda x: compiled(last(x))
     for name, form in forms.items():
         nets[name, 'eager'] = lambda x, form=form: form(last(x))

@@ -184,8 +184,8 @@ def measure_artefact(folder: str | Path, batches: Sequence[Tensor], precision: s
             dynamic=net.infer, static=open_as(made, kind, other, size, batch, precision).infer)
         if compile_static:
             dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(computes, torch.float32)
-            compiled = compiled_static(setting, backbone.to(dtype), torch.channels_last)
             images = batches[0].to(dtype, memory_format=torch.channels_last)
+            compiled = compiled_static(setting, backbone.to(dtype), images)
             nets['compiled'] = lambda x: compiled(images)
         found = static_peers(static, batches[0]) if peers else None
         for key, program in (found.programs if found else {}).items():

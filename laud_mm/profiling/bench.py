@@ -247,7 +247,7 @@ def measure_setting(setting, device='cpu', precision='fp32', layout='channels_la
         x = x.contiguous(memory_format=memory)
         statics, others = {}, static_peers(static_net(setting, net), x) if peers else None
         if compile_static:
-            statics['compiled'] = compiled_static(setting, net, x)
+            statics['compiled'] = partial(compiled_static(setting, net, x), x)
         if others is not None:
             statics.update(others.programs)
         rate = setting.rate if setting.block_rates is None else setting.block_rates
@@ -407,7 +407,7 @@ def compiled_static(setting, net, x):
         x (Tensor): (N, C, H, W) images, in the memory format that weights get too.
 
     Returns:
-        Callable: Without arguments; it ran once, and was compiled for these images.
+        Callable: Of images like these; it ran once, and was compiled for them.
 
     Raises:
         RuntimeError: If it runs uncompiled, or as more graphs than one.
@@ -426,7 +426,7 @@ def compiled_static(setting, net, x):
         raise RuntimeError('the compiled static net must be one compiled graph, got '
                            f'{_graphs() - before}: nothing was timed (is TORCHDYNAMO_DISABLE '
                            'or TORCH_COMPILE_DISABLE set?)')
-    return partial(compiled, x)
+    return compiled
 
 
 def _graphs():

@@ -69,9 +69,9 @@ def read_results(folder: str | Path) -> Results:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             continue
-        for row in content.get('results') or ():
-            # Deployed nets decide for themselves: no rate is forced.
-            if isinstance(row, dict) and {'ratio_to_fastest_static', 'block_rates'} <= row.keys():
+        # Deployed nets decide for themselves: no rate is forced.
+        for row in () if 'artifact' in content else content.get('results') or ():
+            if isinstance(row, dict) and {'ratio_to_fastest_static', 'p50_ms'} <= row.keys():
                 _add_timing(results, row, content.get('stamp', {}), path.name)
         for row in content.get('rows') or ():
             _add_study(results, row, path.name)

@@ -345,7 +345,7 @@ def test_every_network_is_compiled_however_many_came_before():
     x = torch.randn(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
         for _ in range(2):
-            assert [tuple(y.shape) for y in tiny_static(x)()] == [(1, 48, 1, 1)]
+            assert [tuple(y.shape) for y in tiny_static(x)(x)] == [(1, 48, 1, 1)]
 
 
 def test_a_compiled_net_that_is_not_compiled_is_refused():
