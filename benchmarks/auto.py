@@ -10,10 +10,10 @@ import torch
 from laud_mm.latency.measure import device_stamp, keep_freed_memory, measure_interleaved
 from laud_mm.models.dynamic import force_rate, replay
 from laud_mm.profiling.bench import BenchSetting
+from laud_mm.profiling.calibrate import DTYPES
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import text_table
 
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
 COLUMNS = ('network', 'paradigm', 'mask_before_norm', 'batch', 'rate', 'static_p50_ms', 'auto',
            'skipping')
 
@@ -53,7 +53,7 @@ def main():
     parser.add_argument('--rate', nargs='+', type=float, default=[1, 0.9, 0.8, 0.7, 0.6, 0.5])
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 8])
     parser.add_argument('--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'))
-    parser.add_argument('--precision', choices=tuple(DTYPES), default='fp32')
+    parser.add_argument('--precision', choices=('fp32', 'bf16'), default='fp32')
     parser.add_argument('--repeats', type=int, default=9)
     parser.add_argument('--json', help='write the results to this file')
     args = parser.parse_args()

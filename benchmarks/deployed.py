@@ -37,6 +37,7 @@ from laud_mm.profiling.bench import (
     decide_as_often,
     static_net,
 )
+from laud_mm.profiling.calibrate import DTYPES
 from laud_mm.utils.files import write_json
 from laud_mm.utils.tables import markdown_table, text_table
 
@@ -45,7 +46,6 @@ EAGER = 'eager'
 PRECISIONS = dict(eager=('fp32', 'bf16'), compile=('fp32', 'bf16', 'int8'),
                   aoti=('fp32', 'bf16', 'int8'), onnx=('fp32', 'int8'),
                   openvino=('fp32', 'bf16', 'int8'))
-DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
 COLUMNS = ('network', 'paradigm', 'size', 'batch', 'precision', 'runtime', 'rate', 'static_ms',
            'skipping_ms', 'ratio', 'all_on_ratio', 'ratio_to_eager', 'ratio_to_fastest_static')
 

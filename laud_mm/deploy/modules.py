@@ -313,6 +313,7 @@ class DeployedBackbone(nn.Module):
 
 def _as_given(y, x):
     """A map in the type and memory format of the images."""
-    # Strides, as `is_contiguous` depends on the batch, which a graph for all batches does not know.
-    given_last = x.stride(1) == 1 and x.stride(3) > 1
+    # As `is_channels_last`, which asks for the batch too: a graph for all batches knows none.
+    channels, width = x.shape[1], x.shape[3]
+    given_last = channels > 1 and x.stride()[1:] == (1, width * channels, channels)
     return y.to(x.dtype) if given_last else y.to(x.dtype).contiguous()

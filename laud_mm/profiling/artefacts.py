@@ -22,6 +22,7 @@ from laud_mm.latency.plans import PRECISIONS
 from laud_mm.latency.sweep import stage_granularity
 
 from .bench import BenchSetting, compiled_static, fastest_statics, static_net
+from .calibrate import DTYPES
 from .peers import static_peers
 
 PRECISION_NAMES = {dtype: name for name, dtype in PRECISIONS.items()} | {'int8': 'int8'}
@@ -183,7 +184,7 @@ def measure_artefact(folder: str | Path, batches: Sequence[Tensor], precision: s
         nets: dict[str, Any] = dict(
             dynamic=net.infer, static=open_as(made, kind, other, size, batch, precision).infer)
         if compile_static:
-            dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(computes, torch.float32)
+            dtype = DTYPES.get(computes, torch.float32)
             images = batches[0].to(dtype, memory_format=torch.channels_last)
             compiled = compiled_static(setting, backbone.to(dtype), images)
             nets['compiled'] = lambda x: compiled(images)

@@ -178,6 +178,14 @@ def test_one_compiled_graph_serves_all_sizes(name, paradigm, backend):
     assert counter.frame_count == 1
 
 
+def test_cropped_images_give_maps_in_the_format_of_the_network():
+    net, deployed = deployed_pair('LAUDResNet', 'layer')
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = images(2, 64, 80).contiguous(memory_format=memory_format)[..., 4:52]
+        for y, expected in zip(deployed(x)[0], run(net, x)[0]):
+            assert y.stride() == expected.stride()
+
+
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_a_graph_returns_maps_in_the_images_format(memory_format):
     net, deployed = deployed_pair('LAUDResNet', 'layer')

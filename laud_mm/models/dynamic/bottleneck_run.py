@@ -78,6 +78,10 @@ class BottleneckRun:
         return self.x.new_ones(self.x.shape[0], self.shape.channel_groups, dtype=torch.bool) \
             if mask is None else mask.bool()
 
+    def channels_on(self) -> Tensor:
+        """(N, width) bool."""
+        return self.channel_mask().repeat_interleave(self.shape.channel_granularity, 1)
+
     def patch_of(self, step: Step) -> int:
         """Side of listed patches, on maps of any size."""
         return step.patch if self.shape.spatial_skipping else ops.WHOLE
@@ -211,8 +215,7 @@ def _conv1x1_positions(run, step):
 def _shift_channels(run, step):
     """A channel that is off before its norm holds relu(norm(0)), the rectified bias."""
     conv1, conv2, conv3 = (run.weights.named(name) for name in ('conv1', 'conv2', 'conv3'))
-    off = 1 - run.channel_mask().repeat_interleave(run.shape.channel_granularity, 1).to(
-        conv1.bias.dtype)
+    off = 1 - run.channels_on().to(conv1.bias.dtype)
     taps = conv2.weight.permute(0, 2, 3, 1).flatten(0, 2)  # as channels-last weights lie
     run.shifts = dict(
         conv2=F.linear(off * F.relu(conv1.bias), taps).unflatten(1, (-1, 9)),
@@ -340,8 +343,7 @@ def _mask_channels(run, step):
     """Put into inactive channels of a rectified map what the masks leave there."""
     # Rows are those of whole samples: this is where nothing but channels is skipped.
     y, at = (run.y, (..., None, None)) if run.rows is None else (run.rows, (slice(None), None))
-    on = run.channel_mask().repeat_interleave(run.shape.channel_granularity, 1)
-    left = None
+    on, left = run.channels_on(), None
     if run.shape.mask_before_norm:  # then they hold relu(norm(0))
         bias = F.relu(run.weights.named(step.part.removesuffix('.mask')).bias)
         left = torch.where(on, 0, bias).to(y.dtype)
