@@ -30,7 +30,7 @@ test: env
 coverage: env
 	.venv/bin/python -m pytest --cov --cov-report=term:skip-covered $(TESTS)
 
-# A copy of the package, so that the installed kernels stay.
+# A copy of the package, so that the installed kernels stay. --capture=sys leaves the report visible.
 ASAN := build/asan
 asan: env
 	CFLAGS='-fsanitize=address -fno-omit-frame-pointer -g1' LDFLAGS=-fsanitize=address \
@@ -38,8 +38,8 @@ asan: env
 	rm -rf $(ASAN)/lib/tests && cp -r tests $(ASAN)/lib/tests
 	cd $(ASAN)/lib && LAUD_MM_OPS=compiled ASAN_OPTIONS=detect_leaks=0,protect_shadow_gap=0 \
 	    LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
-	    $(CURDIR)/.venv/bin/python -m pytest -p no:cacheprovider --rootdir . $(or $(TESTS),\
-	    tests/test_ops/test_parity.py tests/test_ops/test_leaks.py)
+	    $(CURDIR)/.venv/bin/python -m pytest -p no:cacheprovider --rootdir . --capture=sys \
+	    $(or $(TESTS),$(addprefix tests/test_ops/test_,parity.py leaks.py int8.py dot_products.py))
 
 lint: env
 	.venv/bin/python -m ruff check

@@ -184,18 +184,19 @@ def _deploy_block(block, like, owned, settings, plan):
 def choose_program(shape: BottleneckShape, case: Case, plan: Any, like: Tensor,
                    se_pool: str) -> Program:
     """The one program of a block: it computes all sizes, and no choice of its rests on values."""
+    own = shape.program(case)
+    if not shape.paradigms:
+        return shape.program(case, own.full_route(shape, ()))
     dense = shape.dense_route(shape.masks)
     slices = shape.channel_skipping and not can_pick(case)  # would loop over masks that occur
-    if not shape.paradigms:
-        return shape.program(case)
     if slices or se_pool == 'dense' and shape.spatial_skipping:
         return shape.program(case, dense)
     times = plan.times(case) if plan is not None and plan.fits(like) else None
     if times is None:
-        program = shape.program(case)
-        return program if program.break_even > 0 else shape.program(case, dense)
-    skips = plan.expected_rate ** len(shape.masks) <= times.break_even
-    return shape.program(case, times.route if skips else dense)
+        return own if own.break_even > 0 else shape.program(case, dense)
+    if plan.expected_rate ** len(shape.masks) <= times.break_even:
+        return shape.program(case, times.route)
+    return shape.program(case, own.full_route(shape, shape.masks))
 
 
 def integer_program(shape: BottleneckShape, case: Case) -> Program:

@@ -1,12 +1,11 @@
 """Plan: which program of a block is the fastest, on the device at hand.
 
 A plan knows on which route skipping a block is fastest, and up to which share of active units
-that pays; wherever more is on, `execution='auto'` computes the block densely. A plan is data: a
+that pays; wherever more is on, `execution='auto'` computes everything of the block. A plan is data: a
 file of `tools/latency.py plan`, or a calibration's predictions.
 """
 import json
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from laud_mm.utils.files import write_json
 from .calibrated import FORMAT as CALIBRATION
 from .calibrated import CalibratedPredictor, check_stamp
 
-FORMAT, VERSION = 'laud_mm plan', 2
+FORMAT, VERSION = 'laud_mm plan', 3
 PRECISIONS = dict(fp32='float32', fp16='float16', bf16='bfloat16')
 
 
@@ -27,12 +26,12 @@ class BlockTimes:
     """Latencies of one case, maskers included.
 
     Attributes:
-        dense_ms (float): Of the dense program, masks applied.
+        full_ms (float): Of the program that computes everything, masks applied.
         rates (tuple[float, ...]): Shares of active units, ascending, see `active_share`.
         skipping_ms (tuple[float, ...]): On the fastest skipping route at each of them.
         route (BottleneckRoute | None): That route; None: the default one.
     """
-    dense_ms: float
+    full_ms: float
     rates: tuple[float, ...]
     skipping_ms: tuple[float, ...]
     route: BottleneckRoute | None = None
@@ -50,7 +49,7 @@ class BlockTimes:
         Beyond the first share at which it is slower it may be faster again: where everything is
         on, nothing needs slicing. That is not worth a case of its own.
         """
-        gains = [self.dense_ms - ms for ms in self.skipping_ms]
+        gains = [self.full_ms - ms for ms in self.skipping_ms]
         lost = next((i for i, gain in enumerate(gains) if gain < 0), None)
         if lost is None:
             return 1.0
@@ -102,9 +101,7 @@ class ExecutionPlan:
         masks = decision.masks()
         if not x.is_cuda:  # to look would synchronise there
             masks = {name: mask for name, mask in masks.items() if not mask.all()}
-        measured = self.fits(x) and self.times(case) is not None
-        route = case.shape.dense_route if measured else partial(program.full_route, case.shape)
-        return case.shape.program(case, route(tuple(masks)))
+        return case.shape.program(case, program.full_route(case.shape, tuple(masks)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ class MeasuredPlan(ExecutionPlan):
                              'plan again')
         try:
             blocks = {_read_case(block['case']): BlockTimes(
-                block['dense_ms'], tuple(block['rates']), tuple(block['skipping_ms']),
+                block['full_ms'], tuple(block['rates']), tuple(block['skipping_ms']),
                 block['route'] and BottleneckRoute(**dict(
                     block['route'], masks=tuple(block['route']['masks']))))
                 for block in content['blocks']}
@@ -194,16 +191,14 @@ class CalibratedPlan(ExecutionPlan):
         case = plan_case(case)
         if case not in self._known:
             block = BlockSpec.of(case.shape, case.in_size)
-            # A block whose masks are all on is computed like the static one after its maskers.
-            dense = case.shape.dense_route(case.shape.masks)
-            skipping = [route for route in case.shape.routes(case) if route != dense]
+            full, skipping = planned_routes(case)
 
             def latency_ms(route, rate):
                 return self.predictor.route_ms(block, case.batch, route,
                                                block.expected_rates(rate))
             fastest = min(skipping, key=lambda route: latency_ms(route, self.expected_rate))
             self._known[case] = BlockTimes(
-                latency_ms(dense, 1.0), tuple(rate**len(case.shape.masks) for rate in self.RATES),
+                latency_ms(full, 1.0), tuple(rate**len(case.shape.masks) for rate in self.RATES),
                 tuple(latency_ms(fastest, rate) for rate in self.RATES), fastest)
         return self._known[case]
 
@@ -214,6 +209,14 @@ class CalibratedPlan(ExecutionPlan):
 def plan_case(case: Case) -> Case:
     """What a plan tells cases apart by: shape, size and batch."""
     return Case(case.shape, case.in_size, case.batch, case.device)
+
+
+def planned_routes(case: Case) -> tuple[Any, list[Any]]:
+    """The routes that a plan compares: the one that computes everything, and those that skip."""
+    masks = case.shape.masks
+    full = case.shape.program(case).full_route(case.shape, masks)
+    return full, [route for route in case.shape.routes(case)
+                  if route not in (full, case.shape.dense_route(masks))]
 
 
 def _read_case(values):

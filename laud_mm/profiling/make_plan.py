@@ -18,6 +18,7 @@ from laud_mm.latency.plans import (
     MeasuredPlan,
     active_share,
     plan_case,
+    planned_routes,
 )
 from laud_mm.models.dynamic import Execution, run_program
 from laud_mm.models.dynamic.control import random_mask
@@ -104,12 +105,11 @@ def time_block(block, x, rates, warmup, repeats):
     """Time a block's routes on an input, in turn, on a GPU as CUDA graphs: `BlockTimes`."""
     timer, decision = Timer(x.device), block.masker(x)
     case, (weights, _) = block.case(x, block.owns_input), block.weights()
-    dense_route = block.shape.dense_route(block.shape.masks)
-    routes = [route for route in block.shape.routes(case) if route != dense_route]
+    full, routes = planned_routes(case)
     draws = [[decision.map(partial(random_mask, rate=rate)) for _ in range(DRAWS)]
              for rate in rates]
     # A plan of its own for each, or programs would be chosen anew in every run.
-    plans = {route: OneRoute(route) for route in (dense_route, *routes)}
+    plans = {route: OneRoute(route) for route in (full, *routes)}
 
     # Decisions are read from here, so that one graph of a route serves all of them.
     slot = decision.map(torch.clone)
@@ -117,9 +117,9 @@ def time_block(block, x, rates, warmup, repeats):
     def run(route, x):
         return run_program(block, x, Execution(plan=plans[route], override=lambda *_: slot),
                            weights, block.owns_input)
-    passes = {route: record_pass(partial(run, route), x) for route in (dense_route, *routes)}
+    passes = {route: record_pass(partial(run, route), x) for route in (full, *routes)}
     samples = {(route, i): [] for route in routes for i in range(len(rates))}
-    samples[dense_route, 0] = []
+    samples[full, 0] = []
     sweep = torch.zeros(sweep_bytes(x.device) // 4, device=x.device)
     for repeat in range(warmup + repeats):
         # Alternate who goes first: the second finds other caches.
@@ -142,5 +142,5 @@ def time_block(block, x, rates, warmup, repeats):
             measured[share] = max(median(samples[route, index]), measured.get(share, 0))
         found[route] = [measured[share] for share in sorted(measured)]
     fastest = min(routes, key=lambda route: sum(found[route]))
-    return BlockTimes(median(samples[dense_route, 0]), tuple(sorted(set(shares))),
+    return BlockTimes(median(samples[full, 0]), tuple(sorted(set(shares))),
                       tuple(found[fastest]), fastest)

@@ -59,9 +59,9 @@ def full_route(case: Case) -> BottleneckRoute | None:
 
     Kernels that read packed weights beat the framework's convolutions on a CPU.
     """
-    if case.device != 'cpu' or case.shape.masks != ('channels',) or not can_pick(case):
+    if case.device != 'cpu' or not case.kernels or not set(case.shape.masks) <= {'channels'}:
         return None
-    return BottleneckRoute('listed', ('channels',), winograd=winograd_pays(case))
+    return BottleneckRoute('listed', case.shape.masks, winograd=winograd_pays(case))
 
 
 def routes(case: Case) -> tuple[BottleneckRoute, ...]:
@@ -145,7 +145,7 @@ class _Steps:
         if self.route == REMOVED:
             return Program(self.route, (Step('block'),), self.removed())
         if self.route.compute == 'dense':
-            return Program(self.route, self.deciding(), self.dense())
+            return Program(self.route, self.deciding(), self.dense(), full=full_route(self.case))
         return Program(self.route, self.deciding(), self.listed(), self.break_even(),
                        full_route(self.case))
 

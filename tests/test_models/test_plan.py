@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laud_mm import ops
+from laud_mm.deploy import deploy
 from laud_mm.latency.measure import device_stamp
 from laud_mm.latency.plans import (
     BlockTimes,
@@ -16,6 +17,7 @@ from laud_mm.latency.plans import (
     MeasuredPlan,
     active_share,
     load_plan,
+    planned_routes,
 )
 from laud_mm.models.backbones import LAUDBottleneck, LAUDRegNetBottleneck, LAUDResNet
 from laud_mm.models.dynamic import Decision, Execution, force_rate, replay, run_masked, run_program
@@ -167,6 +169,38 @@ def test_beyond_its_break_even_a_block_masks_channels_and_runs_the_kernels_that_
     assert any(kind.startswith('picked3x3') for kind in clock.kinds) == (rate == 0.3)
 
 
+class NeverPays(ExecutionPlan):
+    """Computing everything was faster in every block that was measured."""
+
+    def times(self, case):
+        return BlockTimes(1.0, (1.0,), (2.0,))
+
+
+@pytest.mark.skipif(not ops.has_kernel('cpu'), reason='the operations are not compiled')
+@pytest.mark.parametrize('arch, settings', [
+    (50, {}), (50, dict(mask_before_norm=True)), ('regnety_400mf', {})], ids=str)
+def test_a_plan_runs_everything_on_the_route_that_it_times(make_net, arch, settings):
+    net = make_net(arch, torch.float64, paradigm='channel', **settings)
+    net.plan, clock = NeverPays(), RoutesRun()
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad(), force_rate(net, 0.3):
+        with net.executing(clock=clock):
+            found = net(x)
+        with net.executing(mode='masked'):
+            assert_close(found, net(x), 1e-9)
+    assert 'mask_channels' in clock.kinds and not {'conv3x3', 'conv3x3_grouped'} & clock.kinds
+    block = net.blocks()[1]
+    case = block.case(torch.zeros(2, block.shape.in_channels, 16, 16), True)
+    full, skipping = planned_routes(case)
+    assert full.compute == 'listed' and full not in skipping
+    with torch.no_grad():
+        deployed = deploy(net, plan=NeverPays())
+        assert {made.program.route for made in deployed.blocks()} == {
+            planned_routes(block.case(torch.zeros(1, block.shape.in_channels, 16, 16), True))[0]
+            for block in net.blocks()}
+        assert_close(deployed(x), net(x), 1e-9)
+
+
 def test_on_a_gpu_the_expected_rate_decides_and_nothing_is_read(make_net):
     class Known(ExecutionPlan):
         limit, expected_rate = 0.4, 0.6
@@ -241,7 +275,7 @@ def test_a_plan_is_about_one_type(plan_file):
 
 @pytest.mark.parametrize('change, message', [
     (dict(format='other'), "plan must be a file of .*latency.py plan.*'other'"),
-    (dict(version=7), "must have format 'laud_mm plan' version 2, got .* version 7: plan again"),
+    (dict(version=7), "must have format 'laud_mm plan' version 3, got .* version 7: plan again"),
     (dict(blocks=[dict(case={})]), 'complete plan, plan again'),
     (dict(precision='int8'), "precision among fp32, fp16, bf16, got 'int8'"),
     (dict(expected_rate=2), 'expected_rate must be a number from 0 to 1, got 2'),

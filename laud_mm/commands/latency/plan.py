@@ -38,7 +38,7 @@ def run(args):
     rows = [dict(paradigm=case.shape.paradigm, width=case.shape.width, groups=case.shape.groups,
                  stride=case.shape.stride, in_size='x'.join(map(str, case.in_size)),
                  batch=case.batch, fused_masker=times.route.fused_masker,
-                 dense_ms=times.dense_ms, skipping_all_ms=times.skipping_ms[-1],
+                 full_ms=times.full_ms, skipping_all_ms=times.skipping_ms[-1],
                  break_even=times.break_even) for case, times in made.blocks.items()]
     print(text_table(rows, tuple(rows[0]) if rows else ()))
     print(f'wrote {args.out}')

@@ -104,7 +104,7 @@ void find_rows(const RowGemm<Bfloat16>& g, const Depth& depth, Rows* rows, Bfloa
     const int64_t count = g.rows - row < kRows ? g.rows - row : kRows;
     for (int64_t t = 0; t < g.taps; t++, rows++) {
       const Bfloat16* const* in = g.in + row * g.taps + t;
-      const int64_t stride = in[g.taps] - in[0];
+      const int64_t stride = count > 1 ? in[g.taps] - in[0] : 0;
       bool even = whole && count == kRows && aligned(stride * int64_t(sizeof(Bfloat16))) &&
                   aligned(reinterpret_cast<intptr_t>(in[0] + g.in_offset));
       for (int64_t r = 2; even && r < kRows; r++)
