@@ -99,7 +99,7 @@ def time_backbones(args, cfg, profile, images):
         nets[name, 'eager'] = lambda x, form=form: form(last(x))
         if args.compile and form is not net:
             nets[name, 'compiled'] = CompiledBackbone(form)
-    kinds = {name: [block.program.route.compute for block in form.blocks()]
+    kinds = {name: [block.computes for block in form.blocks()]
              for name, form in forms.items() if form is not net}
     return {key: own.ms for key, own in time_nets(nets, images, 2, args.repeats).items()}, kinds
 

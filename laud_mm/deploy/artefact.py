@@ -118,12 +118,9 @@ def describe(deployed: Any, image_size: Sequence[int]) -> dict:
         shape, flops = block.shape, [op for op in block.shape.op_specs(size)]
         own = [f'{shape.name}.{mask}' for mask in shape.masks]
         decisions += own
-        route = block.program.route
-        removed = route.compute == 'none'
-        everything = not removed and (not shape.paradigms or route.masks)
-        counted = [op for op in flops if not removed or 'downsample' in op.name]
+        counted = [op for op in flops if block.computes != 'none' or 'downsample' in op.name]
         blocks.append(dict(
-            name=shape.name, computes='dense' if everything else route.compute, decisions=own,
+            name=shape.name, computes=block.computes, decisions=own,
             decided_for_good=block.fixed, channel_groups=block.kept,
             flops_g=sum(op.dense_flops for op in counted) / 1e9))
         size = shape.out_size(size)

@@ -1,7 +1,8 @@
 """One compiled graph of a deployed network for all batches and sizes."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ class CompiledBackbone(nn.Module):
     def __init__(self, deployed: nn.Module, backend: Any = 'inductor'):
         super().__init__()
         self.deployed = deployed
-        self._run = torch.compile(deployed, fullgraph=True, dynamic=True, backend=backend,
+        self._run = torch.compile(_own_code(deployed), fullgraph=True, dynamic=True,
+                                  backend=backend,
                                   options=dict(guard_filter_fn=_keep_inputs))
 
     @torch.no_grad()
@@ -32,6 +34,18 @@ class CompiledBackbone(nn.Module):
         x = x.detach()  # what is marked is not the caller's
         mark_unbacked(x, 0)
         return self._run(x)
+
+
+def _own_code(deployed: nn.Module) -> Callable[[Tensor], Any]:
+    """The network as a function with code of its own.
+
+    torch keeps graphs by code, and tells networks of one class apart by the guards that are
+    dropped here: another network's graph would run.
+    """
+    def run(x):
+        return deployed(x)
+    return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None,
+                        run.__closure__)
 
 
 def _keep_inputs(guards: Sequence[Any]) -> list[bool]:

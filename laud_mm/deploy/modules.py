@@ -161,6 +161,13 @@ class DeployedBlock(nn.Module):
         self.weights = weights
 
     @property
+    def computes(self) -> str:
+        """'listed': what is on; 'dense': everything, on whatever route; 'none': the shortcut."""
+        route: Any = self.program.route
+        everything = not self.shape.paradigms or route.masks
+        return 'dense' if route.compute == 'listed' and everything else route.compute
+
+    @property
     def writes_anew(self) -> bool:
         """Whether its output is a map of its own, or written over an input that it owns."""
         return self.program.route != REMOVED or self.shape.downsample

@@ -57,9 +57,7 @@ class TokenBackbone(nn.Module):
         """All blocks in order: shapes, of which nothing was decided for good."""
         def about(block):
             compute = 'listed' if block.shape.paradigms else 'dense'
-            return SimpleNamespace(
-                shape=block.shape, fixed={}, kept=None,
-                program=SimpleNamespace(route=SimpleNamespace(compute=compute)))
+            return SimpleNamespace(shape=block.shape, fixed={}, kept=None, computes=compute)
         return [about(block) for block in self.net.blocks()]
 
 

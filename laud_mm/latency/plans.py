@@ -1,8 +1,8 @@
 """Plan: which program of a block is the fastest, on the device at hand.
 
 A plan knows on which route skipping a block is fastest, and up to which share of active units
-that pays; wherever more is on, `execution='auto'` computes everything of the block. A plan is data: a
-file of `tools/latency.py plan`, or a calibration's predictions.
+that pays; wherever more is on, `execution='auto'` computes everything of the block. A plan is
+data: a file of `tools/latency.py plan`, or a calibration's predictions.
 """
 import json
 from dataclasses import asdict, dataclass

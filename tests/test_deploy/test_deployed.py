@@ -198,6 +198,21 @@ def test_a_graph_returns_maps_in_the_images_format(memory_format):
         assert all(y.is_contiguous(memory_format=memory_format) for y in found)
 
 
+def test_each_compiled_network_runs_its_own_graph():
+    x, pairs = images(2, 64, 80), []
+    for paradigm, with_decisions in (('layer', True), ('layer', False), ('spatial', True)):
+        deployed = deploy(build('LAUDResNet', paradigm), with_decisions=with_decisions)
+        pairs.append((deployed, CompiledBackbone(deployed, backend='eager')))
+        with torch.no_grad():
+            pairs[-1][1](x)
+    with torch.no_grad():
+        for deployed, compiled in reversed(pairs):
+            found, expected = (torch.utils._pytree.tree_flatten(one(x))
+                               for one in (compiled, deployed))
+            assert found[1] == expected[1]
+            assert all(map(torch.equal, found[0], expected[0]))
+
+
 def test_torch_compile_makes_one_graph_of_several_images_and_one_of_one():
     net, deployed = deployed_pair('LAUDResNet', 'layer')
     torch._dynamo.reset()

@@ -62,10 +62,10 @@ def test_what_is_always_on_has_no_masker_and_what_never_is_vanishes(name, paradi
     kinds = {step.kind for how in ('on', 'off') for item in (
         *first[how].program.deciding, *first[how].program.computing)
         for step in getattr(item, 'steps', (item,))}
-    assert not [kind for kind in kinds if 'mask' in kind or 'rows3x3' in kind]
-    assert first['on'].program.route.compute == 'dense'
+    assert not [kind for kind in kinds if 'mask' in kind or kind == 'halo_positions']
+    assert first['on'].computes == 'dense'
     gone = paradigm != 'channel'
-    assert (first['off'].program.route.compute == 'none') == gone
+    assert (first['off'].computes == 'none') == gone
     assert set(dict(first['off'].weights.named_modules())) <= {'', 'shortcut', 'masker'} or not gone
     last = specialised(decided(name, paradigm, 'on')).blocks()[-1]
     assert last.shape.paradigms or last.fixed  # it decides, unless it happened to agree
@@ -98,7 +98,7 @@ def test_a_tolerance_lets_rare_units_go():
                                zip(blocks, (0.1, 0.9, 0.5))})
     for tolerance, kinds in ((0, ['listed'] * 3), (0.1, ['none', 'dense', 'listed'])):
         deployed = deploy(net, profile=profile, tolerance=tolerance)
-        assert [b.program.route.compute for b in deployed.blocks()] == kinds
+        assert [b.computes for b in deployed.blocks()] == kinds
 
 
 @pytest.mark.parametrize('paradigm', ['layer', 'spatial', 'both'])
@@ -112,8 +112,8 @@ def test_a_report_of_the_latency_hook_is_a_profile(paradigm, rate, compute, tmp_
     block, *others = deploy(net, profile=tmp_path / 'report.json').blocks()
     if paradigm == 'both' and rate == 0:
         compute = 'listed'  # the report does not say which of both is off
-    assert block.program.route.compute == compute
-    assert all(other.program.route.compute == 'listed' for other in others)
+    assert block.computes == compute
+    assert all(other.computes == 'listed' for other in others)
 
 
 def test_profiles_survive_saving(tmp_path):

@@ -75,10 +75,10 @@ class BlockGraph:
     def __init__(self, graph: Graph, block: Any, skip: str):
         self.graph, self.shape, self.skip = graph, block.shape, skip
         self.weights, self.se_pool = block.weights, block.se_pool
-        self.removed = block.program.route.compute == 'none'
+        self.removed = block.computes == 'none'
         # A plan may find a block faster dense; other masks have no program that skips here.
         self.skips = (block.shape.layer_skipping and
-                      (block.program.route.compute != 'dense' or block.shape.masks != ('layer',)))
+                      (block.computes != 'dense' or block.shape.masks != ('layer',)))
         self.masks: dict[str, str] = {}
 
     @property
