@@ -120,16 +120,16 @@ setup(
     package_data={'laud_mm': ['py.typed', 'latency/data/*.json']},
     **{'cmdclass': {'build_py': BuildWithMim}, **extension()},
     install_requires=[
-        'torch>=2.4', 'numpy',
-        'setuptools<82',  # mmengine imports pkg_resources at run time for `mmdet::` configs
+        'torch>=2.4', 'numpy',  # all that the core needs, see laud_mm/framework
     ],
     extras_require={
         # One of two families that share their import names, see laud_mm/utils/stack.py.
-        'openmmlab': ['torchvision', 'pycocotools', 'mmengine>=0.10.4,<0.11', 'mmcv>=2.1,<2.2',
-                      'mmdet>=3.3,<3.4', 'mmpretrain>=1.2,<1.3'],
-        'onedl': ['torchvision', 'pycocotools', 'onedl-mmengine>=0.10.12,<0.11',
-                  'onedl-mmcv>=2.3.6,<2.4', 'onedl-mmdetection>=3.5.1,<3.6',
-                  'onedl-mmpretrain>=1.3.6,<1.4'],
+        # setuptools: mmengine imports pkg_resources at run time for `mmdet::` configs.
+        'openmmlab': ['setuptools<82', 'torchvision', 'pycocotools', 'mmengine>=0.10.4,<0.11',
+                      'mmcv>=2.1,<2.2', 'mmdet>=3.3,<3.4', 'mmpretrain>=1.2,<1.3'],
+        'onedl': ['setuptools<82', 'torchvision', 'pycocotools',
+                  'onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4',
+                  'onedl-mmdetection>=3.5.1,<3.6', 'onedl-mmpretrain>=1.3.6,<1.4'],
         'calibrate': ['scipy'],
         'safetensors': ['safetensors'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],

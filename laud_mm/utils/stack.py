@@ -24,10 +24,36 @@ FAMILIES = {
     },
 }
 SETUPTOOLS_LIMIT = 82
+# Where each package that laud_mm can do without comes from; others are their own extra's name.
+EXTRAS = {**dict.fromkeys(FAMILIES['openmmlab'], 'openmmlab'), 'huggingface_hub': 'hub'}
 
 
 class StackError(RuntimeError):
     """The installed packages do not work together."""
+
+
+def is_installed(name):
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+def require_packages(user, *names):
+    """Say what is missing, and how to install it, before an import would fail.
+
+    Args:
+        user (str): What needs the packages.
+        names (str): Import names.
+
+    Raises:
+        ModuleNotFoundError: If one is not installed.
+    """
+    missing = [name for name in names if not is_installed(name)]
+    if missing:
+        extras = ','.join(sorted({EXTRAS.get(name, name) for name in missing}))
+        steps = ', after mmcv with its operations, see docs/install.md' * ('openmmlab' in extras)
+        raise ModuleNotFoundError(
+            f"{user} needs {' and '.join(missing)}, not installed here: "
+            f"pip install 'laud-mm[{extras}]'{steps}", name=missing[0])
 
 
 def _release(version):
@@ -130,8 +156,7 @@ def check_stack(need=('mmengine', 'mmcv')):
         raise StackError(f'torch does not import ({error}): pip install torch==2.11.0') from error
     problems = find_stack_problems(
         _installed_versions(), torch.version.cuda, _torchvision_has_cuda(torch.version.cuda),
-        importlib.util.find_spec('mmcv') is not None
-        and importlib.util.find_spec('mmcv._ext') is not None, need)
+        is_installed('mmcv') and is_installed('mmcv._ext'), need)
     if problems:
         raise StackError('the installed packages do not work together:\n'
                          + '\n'.join(f'- {p}' for p in problems))

@@ -4,11 +4,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laud_mm import ops
+from laud_mm.framework import BaseModule
 from laud_mm.latency.plans import ExecutionPlan
 from laud_mm.models.dynamic import (
     ActivationRecord,

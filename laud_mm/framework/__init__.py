@@ -1,0 +1,36 @@
+"""What the core takes from mmengine and mmcv, in one place; plain torch where they are missing.
+
+Only this package, `laud_mm.registry` and what needs a framework anyway (hooks, the distillation
+classifier, configs) import mm* packages. So backbones, operations, latency and deployment need
+torch and numpy alone, and are modules of the frameworks where these are installed.
+"""
+from laud_mm.utils.stack import is_installed
+
+if is_installed('mmengine'):
+    from mmengine.dist import all_gather_object
+    from mmengine.logging import print_log
+    from mmengine.model import BaseModule, ModuleDict, ModuleList, Sequential, is_model_wrapper
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    load_checkpoint = CheckpointLoader.load_checkpoint
+else:
+    from .plain import (
+        BaseModule,
+        ModuleDict,
+        ModuleList,
+        Sequential,
+        all_gather_object,
+        is_model_wrapper,
+        load_checkpoint,
+        print_log,
+    )
+
+if is_installed('mmcv'):
+    from mmcv.cnn import build_conv_layer, build_norm_layer
+    from mmcv.cnn.bricks import DropPath
+else:
+    from .plain import DropPath, build_conv_layer, build_norm_layer
+
+__all__ = ['BaseModule', 'DropPath', 'ModuleDict', 'ModuleList', 'Sequential',
+           'all_gather_object', 'build_conv_layer', 'build_norm_layer', 'is_model_wrapper',
+           'load_checkpoint', 'print_log']
