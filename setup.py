@@ -132,6 +132,8 @@ setup(
                   'onedl-mmdetection>=3.5.1,<3.6', 'onedl-mmpretrain>=1.3.6,<1.4'],
         'calibrate': ['scipy'],
         'safetensors': ['safetensors'],
+        'timm': ['timm>=1.0.20', 'torchvision'],
+        'hub': ['huggingface_hub', 'safetensors'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'deploy': ['nncf', 'onnx', 'onnxruntime', 'openvino'],

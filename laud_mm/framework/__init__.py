@@ -4,15 +4,28 @@ Only this package, `laud_mm.registry` and what needs a framework anyway (hooks, 
 classifier, configs) import mm* packages. So backbones, operations, latency and deployment need
 torch and numpy alone, and are modules of the frameworks where these are installed.
 """
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from laud_mm.utils.stack import is_installed
 
 if is_installed('mmengine'):
     from mmengine.dist import all_gather_object
-    from mmengine.logging import print_log
+    from mmengine.logging import MMLogger, print_log
     from mmengine.model import BaseModule, ModuleDict, ModuleList, Sequential, is_model_wrapper
     from mmengine.runner.checkpoint import CheckpointLoader
 
     load_checkpoint = CheckpointLoader.load_checkpoint
+
+    @contextmanager
+    def quiet_initialisation() -> Iterator[None]:
+        """Without mmengine's log of every weight that `init_weights` sets."""
+        logger = MMLogger.get_current_instance()
+        before, logger.disabled = logger.disabled, True
+        try:
+            yield
+        finally:
+            logger.disabled = before
 else:
     from .plain import (
         BaseModule,
@@ -23,6 +36,7 @@ else:
         is_model_wrapper,
         load_checkpoint,
         print_log,
+        quiet_initialisation,
     )
 
 if is_installed('mmcv'):
@@ -33,4 +47,4 @@ else:
 
 __all__ = ['BaseModule', 'DropPath', 'ModuleDict', 'ModuleList', 'Sequential',
            'all_gather_object', 'build_conv_layer', 'build_norm_layer', 'is_model_wrapper',
-           'load_checkpoint', 'print_log']
+           'load_checkpoint', 'print_log', 'quiet_initialisation']

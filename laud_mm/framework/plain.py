@@ -2,6 +2,7 @@
 import copy
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from laud_mm.utils.stack import require_packages
 
 ModuleDict, ModuleList, Sequential = nn.ModuleDict, nn.ModuleList, nn.Sequential
+quiet_initialisation = nullcontext  # nothing is logged here
 
 
 class BaseModule(nn.Module):
