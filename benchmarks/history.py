@@ -41,7 +41,8 @@ def figures_of(content, file):
         granularity = '-'.join(map(str, row.get('granularity') or ()))
         setting = ' '.join(filter(None, [
             row.get('network') or content.get('network', ''),
-            f'width {content["width"]}' if content.get('width') else '', size, row.get('paradigm') or 'layer',
+            f'width {content["width"]}' if content.get('width') else '', size,
+            row.get('paradigm') or 'layer',
             granularity, f'batch {row["batch"]}']))
         if 'runtime' in row:  # an artefact, which decides for itself
             found = {f'{row["runtime"]} over its static net': row.get('ratio')}

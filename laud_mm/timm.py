@@ -182,11 +182,9 @@ class LAUDTimmModel(nn.Module):
                    **{f'backbone.{k}': v for k, v in renamed.items()}}
         weights = {k.replace('head.layers.head.', 'head.fc.'): v for k, v in weights.items()}
         fresh = {k: v for k, v in own.items() if '.masker.' in k}
-        if not set(fresh) & set(weights):
-            weights.update(fresh)
-        elif not fresh:  # the static net of a network that skips
-            weights = {k: v for k, v in weights.items() if '.masker.' not in k}
-        return weights
+        if not fresh:  # the static net of a network that skips
+            return {k: v for k, v in weights.items() if '.masker.' not in k}
+        return weights if set(fresh) & set(weights) else {**weights, **fresh}
 
 
 class TokenHead(nn.Module):

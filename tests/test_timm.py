@@ -32,7 +32,8 @@ def small(name, **kwargs):
     return timm.create_model(name, **{**own, **kwargs})
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=() if name in SMALLEST else (
+    pytest.mark.slow,)) for name in NAMES])
 def test_default_cfg_feature_info_and_head_are_what_the_model_is(name):
     with torch.device('meta'):
         model = timm.create_model(name, device='meta', dtype=torch.float32)
@@ -70,7 +71,7 @@ def test_it_classifies_and_learns_and_every_weight_has_a_gradient(name):
         assert torch.equal(model.forward_head(features), model(x))
         assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
     assert isinstance(find_backbone(model, 'this test'), LAUDBackbone)
-    assert model.backbone.record.cost().mean_rate.shape == (2,)
+    assert model.backbone.record.cost().fraction.shape == (2,)
 
 
 @pytest.mark.parametrize('name', SMALLEST)
@@ -85,7 +86,7 @@ def test_features_are_the_intermediates_of_the_whole_model(name):
         with torch.no_grad():
             last, whole = model.forward_intermediates(x)
             maps = net(x)
-        assert torch.equal(last, model.forward_features(x))
+            assert torch.equal(last, model.forward_features(x))
         assert [y.shape[1] for y in maps] == net.feature_info.channels()
         assert [64 // y.shape[2] for y in maps] == net.feature_info.reduction()
         for ours, index in zip(maps, indices):
@@ -122,9 +123,11 @@ def test_the_classifier_is_replaced_and_pooling_stays(name):
 
 @pytest.mark.parametrize('name', ['laud_resnet50_channel', 'laud_t2t_vit_14_layer'])
 def test_grad_checkpointing_gives_the_same_gradients(name):
-    model, x, gradients = small(name, masker=dict(noise=False)) if 'resnet' in name \
-        else small(name, noise=False), torch.rand(2, 3, 64, 64), []
+    settings = dict(masker=dict(noise=False)) if 'resnet' in name else dict(noise=False)
+    model, gradients = small(name, **settings).double(), []
+    x = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     for enable in (False, True):
+        torch.manual_seed(0)  # of dropout
         model.set_grad_checkpointing(enable)
         model.train().zero_grad()
         model(x).sum().backward()
@@ -146,7 +149,7 @@ def test_a_resnet_dilates_for_a_smaller_stride(stride):
 def test_what_no_model_takes_is_refused():
     with pytest.raises(TypeError, match='not_an_argument'):
         small('laud_resnet50_layer', not_an_argument=1)
-    with pytest.raises(ValueError, match='output_fmt must be one of NCHW, got .NLC.'):
+    with pytest.raises(ValueError, match='output_fmt must be .*NCHW.*, got .NLC.'):
         small('laud_t2t_vit_14').forward_intermediates(torch.rand(1, 3, 64, 64), output_fmt='NLC')
 
 

@@ -31,7 +31,7 @@ def test_a_release_adds_its_ratios_with_precision_cpu_and_versions(tmp_path, cap
     rows = history.read_history(path)
     assert [(row['figure'], float(row['value'])) for row in rows] == [
         ('resnet50 224x224 layer batch 1 rate 0.5 deployed over all static', 0.7),
-        ('resnet50 224x224 layer batch 1 rate 0.5 eager over PyTorch\'s static', 0.6),
+        ("resnet50 224x224 layer batch 1 rate 0.5 eager over PyTorch's static", 0.6),
         ('resnet50 224x224 layer batch 1 rate 0.5 eager over all static', 0.8)]
     assert {(row['release'], row['precision'], row['cpu'], row['threads'], row['versions'])
             for row in rows} == {('1.0', 'fp32', 'Some CPU', '2',
