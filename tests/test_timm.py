@@ -137,6 +137,16 @@ def test_grad_checkpointing_gives_the_same_gradients(name):
         torch.testing.assert_close(one, other)
 
 
+def test_a_model_is_deployed_with_its_head():
+    model = randomize_norms(small('laud_resnet50_spatial', num_classes=7)).eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        y = model(x)
+        deployed = laud_mm.deploy(model, image_size=(64, 64), batch=2)
+        assert not isinstance(deployed.backbone, LAUDBackbone)
+        torch.testing.assert_close(deployed(x), y, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize('stride', [16, 8])
 def test_a_resnet_dilates_for_a_smaller_stride(stride):
     net = small('laud_resnet50_layer', features_only=True, output_stride=stride)

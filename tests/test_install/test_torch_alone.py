@@ -91,6 +91,14 @@ def alone(tmp_path_factory):
         net.init_weights()
         same = all(torch.equal(value, found['resnet']['weights'][key])
                    for key, value in net.state_dict().items())
+        torch.save(net.state_dict(), 'own.pth')
+        from laud_mm.checkpoints import convert_file
+        converted = convert_file('laud', 'own.pth', 'static.pth', target='torchvision')
+        with torch.no_grad():
+            deployed = laud_mm.deploy(net.eval(), image_size=(64, 64), batch=2)(
+                torch.ones(2, 3, 64, 64))
+        difference = max((ours - theirs).abs().max().item() for ours, theirs in zip(
+            deployed, found['resnet']['outputs']))
         errors = {{}}
         for kind in ('mmdet.ResNet', 'laud_mm.DistillationClassifier', 'laud_mm.Unknown'):
             try:
@@ -107,6 +115,7 @@ def alone(tmp_path_factory):
         def mm():
             return [m for m in sys.modules if m.split('.')[0] in {ABSENT[:4]!r} and sys.modules[m]]
         print('RESULT' + json.dumps(dict(refused=refused, same=same, errors=errors, mm=mm(),
+                                         dropped=len(converted.dropped), difference=difference,
                                          unwrapped=unwrap(net) is net)))
         """)
     done = subprocess.run([sys.executable, '-c', program], cwd=folder, capture_output=True,
@@ -145,6 +154,12 @@ def test_types_of_other_packages_and_unknown_ones_are_told_apart(alone):
     assert "type='mmdet.ResNet' needs mmengine" in errors['mmdet.ResNet']
     assert 'mmpretrain' in errors['laud_mm.DistillationClassifier']
     assert "LAUDT2TViT, got 'laud_mm.Unknown'" in errors['laud_mm.Unknown']
+
+
+def test_networks_are_deployed_and_checkpoints_converted(alone):
+    assert alone['difference'] < 1e-4
+    assert alone['dropped'] and not any('masker' in key for key in torch.load(
+        alone['folder'] / 'static.pth')['state_dict'])
 
 
 def test_the_latency_tool_measures(alone):
