@@ -174,18 +174,18 @@ class LAUDTimmModel(nn.Module):
         return layer
 
     def load_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights for this model: static ones of torchvision get its fresh maskers."""
-        own = self.state_dict()
-        weights = add_classifier_prefixes(weights)
-        renamed = rename_keys({k.removeprefix('backbone.'): v for k, v in weights.items()
-                               if k.startswith('backbone.')}, self.backbone.state_dict())
-        weights = {**{k: v for k, v in weights.items() if not k.startswith('backbone.')},
-                   **{f'backbone.{k}': v for k, v in renamed.items()}}
-        weights = {k.replace('head.layers.head.', 'head.fc.'): v for k, v in weights.items()}
-        fresh = {k: v for k, v in own.items() if '.masker.' in k}
-        if not fresh:  # the static net of a network that skips
-            return {k: v for k, v in weights.items() if '.masker.' not in k}
-        return weights if set(fresh) & set(weights) else {**weights, **fresh}
+        """Weights by this model's names; static ones get its fresh maskers."""
+        weights, own = add_classifier_prefixes(weights), self.backbone.state_dict()
+        body = rename_keys({key.removeprefix('backbone.'): value for key, value in weights.items()
+                            if key.startswith('backbone.')}, own)
+        head = {key.replace('head.layers.head.', 'head.fc.'): value
+                for key, value in weights.items() if key.startswith('head.')}
+        maskers = {key: value for key, value in own.items() if '.masker.' in key}
+        if not maskers:  # the static net of a network that skips
+            body = {key: value for key, value in body.items() if '.masker.' not in key}
+        elif not maskers.keys() & body.keys():
+            body = {**body, **maskers}
+        return {**head, **{f'backbone.{key}': value for key, value in body.items()}}
 
 
 class TokenHead(nn.Module):
