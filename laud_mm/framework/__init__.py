@@ -39,7 +39,7 @@ else:
         quiet_initialisation,
     )
 
-if is_installed('mmcv'):
+if is_installed('mmengine') and is_installed('mmcv'):  # which needs the former
     from mmcv.cnn import build_conv_layer, build_norm_layer
     from mmcv.cnn.bricks import DropPath
 else:

@@ -24,8 +24,9 @@ FAMILIES = {
     },
 }
 SETUPTOOLS_LIMIT = 82
-# Where each package that laud_mm can do without comes from; others are their own extra's name.
-EXTRAS = {**dict.fromkeys(FAMILIES['openmmlab'], 'openmmlab'), 'huggingface_hub': 'hub'}
+# The extra of laud_mm that brings a package which laud_mm can do without.
+EXTRAS = {**dict.fromkeys(FAMILIES['openmmlab'], 'openmmlab'), 'timm': 'timm',
+          'huggingface_hub': 'hub', 'safetensors': 'safetensors'}
 
 
 class StackError(RuntimeError):
@@ -49,11 +50,12 @@ def require_packages(user, *names):
     """
     missing = [name for name in names if not is_installed(name)]
     if missing:
-        extras = ','.join(sorted({EXTRAS.get(name, name) for name in missing}))
-        steps = ', after mmcv with its operations, see docs/install.md' * ('openmmlab' in extras)
-        raise ModuleNotFoundError(
-            f"{user} needs {' and '.join(missing)}, not installed here: "
-            f"pip install 'laud-mm[{extras}]'{steps}", name=missing[0])
+        fixes = sorted({f"'laud-mm[{EXTRAS[name]}]'" if name in EXTRAS else name
+                        for name in missing})
+        steps = ', after mmcv with its operations, see docs/install.md' * any(
+            EXTRAS.get(name) == 'openmmlab' for name in missing)
+        raise ModuleNotFoundError(f'{user} needs {" and ".join(missing)}, not installed here: '
+                                  f'pip install {" ".join(fixes)}{steps}', name=missing[0])
 
 
 def _release(version):
