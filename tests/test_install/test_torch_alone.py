@@ -168,8 +168,8 @@ def test_the_latency_tool_measures(alone):
 
 def test_a_missing_package_is_named_with_its_extra():
     require_packages('this test', 'torch', 'pytest')
-    with pytest.raises(ModuleNotFoundError, match=r"this test needs no_such_thing, not installed "
-                       r"here: pip install no_such_thing$") as caught:
+    with pytest.raises(ModuleNotFoundError, match=r'this test needs no_such_thing, not installed '
+                       r'here: pip install no_such_thing$') as caught:
         require_packages('this test', 'torch', 'no_such_thing')
     assert caught.value.name == 'no_such_thing'
 
