@@ -60,13 +60,13 @@ dist: env
 	rm -rf dist
 	.venv/bin/python -m build --no-isolation
 
-# torch brings its own libraries. The operations link to its C++ interface, which
+# torch brings its own libraries, OpenMP's among them: two of that would share no threads. The operations link to its C++ interface, which
 # torch-abi-audit lists, so the wheel is for one torch.
 wheels: env
 	rm -rf dist
 	LAUD_MM_RELEASE=1 .venv/bin/python -m build --no-isolation
 	.venv/bin/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' \
-	    --wheel-dir dist/repaired dist/*.whl
+	    --exclude 'libgomp*' --wheel-dir dist/repaired dist/*.whl
 	rm dist/*.whl && mv dist/repaired/*.whl dist/ && rmdir dist/repaired
 	rm -rf build/audit && .venv/bin/python -m zipfile -e dist/*.whl build/audit
 	.venv/bin/torch-abi-audit build/audit/laud_mm
