@@ -25,10 +25,15 @@ from .test_packaging import call, copy_sources, pip
 # What `pip install laud-mm` does not bring; None in its place makes a package unimportable.
 ABSENT = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'torchvision', 'rich', 'addict', 'yaml', 'cv2',
           'matplotlib', 'scipy', 'PIL', 'timm', 'huggingface_hub', 'safetensors')
-NEEDS_MMENGINE = {
-    'laud_mm.hooks', 'laud_mm.models.classifiers', 'laud_mm.utils.run', 'laud_mm.commands.deploy',
-    'laud_mm.commands.evaluate', 'laud_mm.commands.images', 'laud_mm.commands.quantize',
-    'laud_mm.demo', 'laud_mm.zoo'}
+# Modules that need more, and what they say.
+NEEDS = {
+    **dict.fromkeys(('laud_mm.hooks', 'laud_mm.models.classifiers', 'laud_mm.utils.run',
+                     'laud_mm.commands.deploy', 'laud_mm.commands.evaluate',
+                     'laud_mm.commands.images', 'laud_mm.commands.quantize', 'laud_mm.demo',
+                     'laud_mm.zoo'), r"needs mmengine.*pip install 'laud-mm\[openmmlab\]', after"),
+    'laud_mm.timm': r"needs timm, .*pip install 'laud-mm\[timm\]'$",
+    'laud_mm.hub': r"needs huggingface_hub and safetensors, .*pip install 'laud-mm\[hub\]' "
+                   r"'laud-mm\[safetensors\]'$"}
 NETS = {'resnet': (LAUDResNet, dict(depth=50, base_channels=8, paradigm='spatial')),
         'regnet': (LAUDRegNet, dict(arch=TINY_REGNET, paradigm='channel')),
         't2t_vit': (LAUDT2TViT, dict(arch=TINY_T2T, img_size=64, token_dim=16,
@@ -125,9 +130,9 @@ def alone(tmp_path_factory):
 
 
 def test_every_module_imports_or_names_what_it_needs_and_how_to_get_it(alone):
-    assert {name for name in alone['refused']} == NEEDS_MMENGINE
-    assert all(re.search(r"needs mmengine.*pip install 'laud-mm\[openmmlab\]'", text)
-               for text in alone['refused'].values())
+    assert set(alone['refused']) == set(NEEDS)
+    for name, text in alone['refused'].items():
+        assert re.search(NEEDS[name], text), text
     assert alone['mm'] == [] and alone['unwrapped']
 
 
