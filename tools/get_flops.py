@@ -5,6 +5,10 @@
 import argparse
 import sys
 
+from laud_mm.utils.stack import require_stack
+
+require_stack(need=('mmengine',))  # first: a wrong stack fails below, and names no fix
+
 from mmengine.config import Config
 
 from laud_mm.specs import (

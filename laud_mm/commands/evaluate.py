@@ -3,6 +3,10 @@ import copy
 import inspect
 from typing import Any
 
+from laud_mm.utils.stack import require_packages
+
+require_packages('tools/test.py', 'mmengine')
+
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults, Evaluator
 from mmengine.hooks import Hook

@@ -2,8 +2,8 @@
 from dataclasses import fields
 
 import torch
-from mmengine.dist import all_gather_object
 
+from laud_mm.framework import all_gather_object
 from laud_mm.specs import Rates
 
 from .histogram import LatencyHistogram

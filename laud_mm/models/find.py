@@ -1,5 +1,5 @@
 """Find the LAUD backbones of any model."""
-from mmengine.model import is_model_wrapper
+from laud_mm.framework import is_model_wrapper
 
 from .backbones import LAUDBackbone
 

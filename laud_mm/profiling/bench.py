@@ -16,6 +16,7 @@ from laud_mm.latency.measure import Timer, keep_freed_memory, measure_interleave
 from laud_mm.latency.sweep import Setting, granularity_arguments, stage_granularity
 from laud_mm.models.backbones.block import is_channels_last
 from laud_mm.models.dynamic import force_rate, replay
+from laud_mm.models.find import find_backbone
 from laud_mm.registry import MODELS
 from laud_mm.specs import NETWORKS, Rates, backbone_spec, family_of
 from laud_mm.specs.arguments import check_choice, check_fraction
@@ -197,6 +198,26 @@ def time_backbone(net, x, rate, warmup=5, repeats=30, statics=None, time_maskers
     return TimedBackbone(stats, ratios_of('dynamic'), cost,
                          {name: partial(run, x) for name, run in own.items()},
                          ratios_of('deployed') if deployed else {}, without)
+
+
+def measure_ratio(model, images, rate=0.5, warmup=3, repeats=10):
+    """How long a backbone takes here, over its static net, the two timed in turn.
+
+    Args:
+        model (nn.Module): A LAUD backbone, or a model with one inside, in evaluation.
+        images (Tensor): (N, 3, H, W), on the model's device.
+        rate (float): Share of units on, exactly, at random places.
+        warmup (int): Untimed runs of each.
+        repeats (int): Timed runs of each.
+
+    Returns:
+        float: The median of ratios; below 1 skipping pays.
+    """
+    keep_freed_memory()
+    with torch.no_grad():
+        timed = time_backbone(find_backbone(model, 'measure_ratio'), images,
+                              check_fraction('rate', rate), warmup, repeats)
+    return timed.ratios['static']
 
 
 def measure_setting(setting, device='cpu', precision='fp32', layout='channels_last',

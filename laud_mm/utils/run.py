@@ -5,6 +5,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from laud_mm.utils.stack import require_packages
+
+require_packages('reading a config', 'mmengine')
+
 from mmengine.config import Config, DictAction
 
 

@@ -24,10 +24,38 @@ FAMILIES = {
     },
 }
 SETUPTOOLS_LIMIT = 82
+# The extra of laud_mm that brings a package which laud_mm can do without.
+EXTRAS = {**dict.fromkeys(FAMILIES['openmmlab'], 'openmmlab'), 'timm': 'timm',
+          'huggingface_hub': 'hub', 'safetensors': 'safetensors'}
 
 
 class StackError(RuntimeError):
     """The installed packages do not work together."""
+
+
+def is_installed(name):
+    """Whether a package can be imported, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+def require_packages(user, *names):
+    """Say what is missing, and how to install it, before an import would fail.
+
+    Args:
+        user (str): What needs the packages.
+        names (str): Import names.
+
+    Raises:
+        ModuleNotFoundError: If one is not installed.
+    """
+    missing = [name for name in names if not is_installed(name)]
+    if missing:
+        fixes = sorted({f"'laud-mm[{EXTRAS[name]}]'" if name in EXTRAS else name
+                        for name in missing})
+        steps = ', after mmcv with its operations, see docs/install.md' * any(
+            EXTRAS.get(name) == 'openmmlab' for name in missing)
+        raise ModuleNotFoundError(f'{user} needs {" and ".join(missing)}, not installed here: '
+                                  f'pip install {" ".join(fixes)}{steps}', name=missing[0])
 
 
 def _release(version):
@@ -130,8 +158,7 @@ def check_stack(need=('mmengine', 'mmcv')):
         raise StackError(f'torch does not import ({error}): pip install torch==2.11.0') from error
     problems = find_stack_problems(
         _installed_versions(), torch.version.cuda, _torchvision_has_cuda(torch.version.cuda),
-        importlib.util.find_spec('mmcv') is not None
-        and importlib.util.find_spec('mmcv._ext') is not None, need)
+        is_installed('mmcv') and is_installed('mmcv._ext'), need)
     if problems:
         raise StackError('the installed packages do not work together:\n'
                          + '\n'.join(f'- {p}' for p in problems))

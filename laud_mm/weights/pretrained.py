@@ -1,18 +1,17 @@
 """Start a backbone from a checkpoint, and say key by key what does not fit."""
 from typing import Any
 
-from mmengine.logging import print_log
-from mmengine.runner.checkpoint import CheckpointLoader
+from laud_mm.framework import load_checkpoint, print_log
 
 from .layout import rename_keys
 from .safe import CheckpointError, load_state_dict, unwrap_weights
 
 
 def read_backbone(checkpoint, prefix=None, map_location='cpu'):
-    """Read a backbone's weights from any checkpoint that mmengine can open.
+    """Read a backbone's weights from any checkpoint that `load_checkpoint` opens.
 
     Args:
-        checkpoint (str): File, URL or 'torchvision://...'.
+        checkpoint (str): File, URL or 'torchvision://...', and with mmengine what else it opens.
         prefix (str, optional): What the backbone's keys start with, such as
             'backbone.' in a classifier's or detector's checkpoint; others are left aside.
         map_location (str): Device to read to.
@@ -26,8 +25,7 @@ def read_backbone(checkpoint, prefix=None, map_location='cpu'):
     if str(checkpoint).endswith('.safetensors') and '://' not in str(checkpoint):
         weights = load_state_dict(checkpoint)
     else:
-        weights = unwrap_weights(
-            CheckpointLoader.load_checkpoint(checkpoint, map_location, logger='silent'))
+        weights = unwrap_weights(load_checkpoint(checkpoint, map_location, logger='silent'))
     if not prefix:
         return weights
     prefix = prefix.rstrip('.') + '.'

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from laud_mm.utils.files import replacing
+from laud_mm.utils.stack import is_installed
 
 # Where checkpoints keep a state dict; weights before their moving average.
 STATE_DICTS = ('state_dict', 'model', 'model_state_dict', 'state_dict_ema', 'ema_state_dict',
@@ -114,10 +115,22 @@ def _safetensors(path):
     return safetensors.torch
 
 
+class _UnreadHistory:
+    """Stands in for mmengine's HistoryBuffer, so that weights are read without mmengine."""
+    min = max = current = mean = None
+
+
+def _history_class():
+    """The class of the log histories in a Runner's checkpoint."""
+    if not is_installed('mmengine'):
+        return _UnreadHistory
+    from mmengine.logging import HistoryBuffer
+    return HistoryBuffer
+
+
 def _history_statistic(owner, name):
     """All that a Runner checkpoint needs of getattr: HistoryBuffer.mean and its like."""
-    from mmengine.logging import HistoryBuffer
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+    if owner is not _history_class() or name not in ('min', 'max', 'current', 'mean'):
         raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
     return getattr(owner, name)
 
@@ -130,13 +143,13 @@ def allow_runner_types() -> None:
     getattr, which could run anything, a stand-in that knows four methods.
     """
     import numpy as np
-    from mmengine.logging import HistoryBuffer
     reconstruct: Any
     scalar: Any
     reconstruct, scalar = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
     dtypes = [type(np.dtype(t)) for t in ('f2', 'f4', 'f8', 'i4', 'i8', 'u8', 'bool')]
     torch.serialization.add_safe_globals([
-        HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes,
+        (_history_class(), 'mmengine.logging.history_buffer.HistoryBuffer'),
+        np.ndarray, np.dtype, reconstruct, scalar, *dtypes,
         (_history_statistic, 'builtins.getattr'), (_history_statistic, '__builtin__.getattr')])
 
 

@@ -1,4 +1,8 @@
 """The model zoo, made from configs and result files: `tools/make_model_zoo.py` writes it."""
+from laud_mm.utils.stack import require_packages
+
+require_packages('laud_mm.zoo', 'mmengine')
+
 from .entries import Entry, read_entries
 from .figures import Figures, all_figures, figures_of
 from .measured import Results, read_results

@@ -43,6 +43,8 @@ RUN_BY = {
     'test_each_kind_is_timed_beside_its_own_static_net',
     'python benchmarks/deployed.py': 'tests/test_tools/test_measure_artefacts.py::'
     'test_the_benchmark_of_deployed_nets_times_every_runtime',
+    'python benchmarks/history.py': 'tests/test_tools/test_history.py::'
+    'test_a_release_adds_its_ratios_with_precision_cpu_and_versions',
     'python benchmarks/specialised.py': 'tests/test_demo/test_specialised.py::'
     'test_a_specialised_detector_finds_what_the_whole_one_finds',
     'python tools/latency.py measure': 'tests/test_tools/test_latency_tool.py::test_measure',

@@ -1,10 +1,13 @@
 """`make dist`: the source archive alone builds a wheel that misses nothing."""
+import runpy
 import sys
 import tarfile
 import zipfile
 
 import pytest
+import torch
 
+from ..conftest import ROOT
 from .test_packaging import call, copy_sources, make_environment, pip
 
 pytest.importorskip('build')
@@ -33,6 +36,21 @@ def contents(wheel):
 def test_the_source_archive_builds_the_wheel_of_the_checkout(distributions):
     _, wheel, direct = distributions
     assert contents(wheel) == contents(direct)
+
+
+@pytest.mark.parametrize('release', [False, True])
+def test_a_release_is_for_every_python_and_the_torch_that_it_was_built_with(monkeypatch, release):
+    asked = {}
+    monkeypatch.setattr('setuptools.setup', asked.update)
+    monkeypatch.setenv('LAUD_MM_WITH_OPS', '1')
+    monkeypatch.setenv('LAUD_MM_RELEASE', str(int(release)))
+    runpy.run_path(str(ROOT / 'setup.py'))
+    minor = '.'.join(torch.__version__.split('.')[:2])
+    assert asked['install_requires'] == [f'torch=={minor}.*' if release else 'torch>=2.4', 'numpy']
+    extension, = asked['ext_modules']
+    assert extension.py_limited_api is release
+    assert asked.get('options') == (dict(bdist_wheel=dict(py_limited_api='cp311')) if release
+                                    else None)
 
 
 def test_the_wheel_holds_no_studies_and_tools_that_work(distributions):

@@ -21,5 +21,5 @@ def main(description, argv=None):
         check_outputs(args)
         check_networks(args)
         COMMANDS[args.command].run(args)
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError, ImportError) as error:
         sys.exit(f'error: {error}')

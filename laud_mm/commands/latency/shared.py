@@ -13,6 +13,7 @@ from laud_mm.specs import (
 )
 from laud_mm.specs.arguments import paradigm_set
 from laud_mm.utils.files import write_csv, write_json
+from laud_mm.utils.stack import is_installed, require_packages
 
 SKIPPED = tuple(dict.fromkeys(p for family in FAMILIES.values() for p in family.paradigms))
 PARADIGMS = (*SKIPPED, 'both', 'none')
@@ -111,6 +112,8 @@ def granularity_of(values, paradigm):
 
 def track(sequence):
     """Iterate with a progress bar on the error stream, which rarely moves: it disturbs timings."""
+    if not is_installed('rich'):
+        return sequence
     from rich.console import Console
     from rich.progress import track as rich_track
     return rich_track(sequence, console=Console(stderr=True), transient=True,
@@ -130,6 +133,7 @@ def fusions_of(text):
 
 def read_config(args):
     """The file of --config, as plain dicts."""
+    require_packages('--config', 'mmengine')
     from mmengine.config import Config
     with warnings.catch_warnings():
         # Reading a `mmdet::` config warns of what only mmengine can mend.

@@ -4,11 +4,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from laud_mm import ops
+from laud_mm.framework import BaseModule
 from laud_mm.latency.plans import ExecutionPlan
 from laud_mm.models.dynamic import (
     ActivationRecord,
@@ -116,6 +116,17 @@ class LAUDBackbone(BaseModule):
         """What the backbone returns for stage `index`, given what its last block wrote."""
         return x
 
+    def keep_stages(self, count: int) -> None:
+        """Drop the stages after the first `count`, for features of those."""
+        dropped = {id(part) for stage in self.stages()[count:] for part in (stage, *stage)}
+        for parent in list(self.modules()):
+            for name, child in list(parent.named_children()):
+                if id(child) in dropped:
+                    delattr(parent, name)
+        self.num_stages = count
+        self.out_indices = tuple(i for i in self.out_indices if i < count) or (count - 1,)
+        self.frozen_stages = min(self.frozen_stages, count)
+
     def blocks(self) -> list:
         """All blocks in order."""
         return [block for stage in self.stages() for block in stage]
@@ -149,11 +160,13 @@ class LAUDBackbone(BaseModule):
         """Run as the `paradigm=None` network with the same weights: no masker, everything on."""
         return self.executing(static=True)
 
-    def forward(self, x: Tensor) -> tuple:
+    def forward(self, x: Tensor, out_indices: Sequence[int] | None = None) -> tuple:
         """Compute the feature maps.
 
         Args:
             x (Tensor): (N, in_channels, H, W) images.
+            out_indices (Sequence[int], optional): Stages whose outputs are returned, in order,
+                this time; default: the backbone's.
 
         Returns:
             tuple[Tensor]: One output per stage in `out_indices`: an (N, C, H', W') map
@@ -164,7 +177,7 @@ class LAUDBackbone(BaseModule):
         image_size = tuple(x.shape[-2:])
         record = ActivationRecord(len(x), self.stem_specs(image_size), x.device)
         self.record = None  # frees the last pass's maskers' graph
-        outputs = []
+        outputs, wanted = [], self.out_indices if out_indices is None else out_indices
         own = ForwardPass(execution, masked, record)
         caches = [] if masked or torch.compiler.is_compiling() else self.caches()
         own.unchanged = self._watch.is_current(caches)
@@ -174,8 +187,9 @@ class LAUDBackbone(BaseModule):
                 own.unseen = y
             for index, stage in enumerate(self.stages()):
                 y = self.run_stage(stage, y, own)
-                if index in self.out_indices:
+                if index in wanted:
                     outputs.append(self.format_output(y, index, image_size))
+                    own.unseen = None  # the next block must not write over it
         if not own.unchanged:
             self._watch.renew(caches)
         self.record = record

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
 from torch import Tensor
 from torch.utils import checkpoint
 
 from laud_mm import ops
+from laud_mm.framework import BaseModule
 from laud_mm.models.dynamic import Execution, FoldCache, ForwardPass, current_pass, run_program
 from laud_mm.models.dynamic.plain import (
     inside,

@@ -1,9 +1,8 @@
 """What LAUD backbones of bottleneck blocks share: the block, the stem, the initialisation."""
 import torch
-from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.model import constant_init
 from torch import nn
 
+from laud_mm.framework import build_conv_layer, build_norm_layer
 from laud_mm.latency.plans import load_plan
 from laud_mm.models.dynamic import (
     BlockMasker,
@@ -218,7 +217,8 @@ class BottleneckBackbone(LAUDBackbone):
         super().init_weights()
         if self.zero_init_residual:
             for block in self.blocks():
-                constant_init(block.layers()[-1][1], 0)
+                for parameter in block.layers()[-1][1].parameters():
+                    nn.init.zeros_(parameter)
 
     def train(self, mode=True):
         """Set training mode; the folded stem is made anew afterwards."""

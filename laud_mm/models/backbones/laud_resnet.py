@@ -3,10 +3,9 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.model import Sequential
 from torch import Tensor, nn
 
+from laud_mm.framework import Sequential, build_conv_layer, build_norm_layer
 from laud_mm.models.dynamic import SqueezeExcitation
 from laud_mm.registry import MODELS
 from laud_mm.specs import OpSpec, Size, resnet_shapes, resnet_stem_specs

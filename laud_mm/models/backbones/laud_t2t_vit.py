@@ -4,11 +4,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
-from mmengine.model import ModuleList
-from mmengine.model.weight_init import trunc_normal_
 from torch import Tensor, nn
 
+from laud_mm.framework import DropPath, ModuleList
 from laud_mm.models.dynamic import ForwardPass, TransformerDecision, run_steps
 from laud_mm.models.dynamic.transformer import (
     TokensRun,
@@ -158,7 +156,7 @@ class LAUDT2TViT(LAUDBackbone):
 
         self.tokens_to_token = TokensToToken(in_channels, token_dim, dims, t2t_type)
         self.t2t_type = t2t_type
-        self.cls_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, dims), std=0.02))
+        self.cls_token = nn.Parameter(nn.init.trunc_normal_(torch.zeros(1, 1, dims), std=0.02))
         rows, columns = token_grid(self.img_size)
         self.register_buffer('pos_embed', sinusoids(rows * columns + 1, dims))
         self.drop_after_pos = nn.Dropout(drop_rate)

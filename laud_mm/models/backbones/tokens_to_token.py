@@ -3,9 +3,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from torch import nn
 
+from laud_mm.framework import BaseModule
 from laud_mm.models.dynamic.plain import plain
 from laud_mm.models.dynamic.precision import no_autocast
 from laud_mm.models.dynamic.transformer import attend

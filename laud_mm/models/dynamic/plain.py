@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmcv.cnn.bricks import DropPath
-from mmengine.model import ModuleDict, ModuleList, Sequential
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from laud_mm.framework import DropPath, ModuleDict, ModuleList, Sequential
 from laud_mm.specs import OpSpec
 
 _NORMS = {nn.BatchNorm2d, nn.SyncBatchNorm}
