@@ -71,7 +71,8 @@ def read_results(folder: str | Path) -> Results:
             continue
         # Deployed nets decide for themselves: no rate is forced.
         for row in () if 'artifact' in content else content.get('results') or ():
-            if isinstance(row, dict) and {'ratio_to_fastest_static', 'p50_ms'} <= row.keys():
+            if isinstance(row, dict) and {'ratio_to_fastest_static', 'p50_ms'} <= row.keys() \
+                    and row['paradigm']:  # of None it is the static net beside itself
                 _add_timing(results, row, content.get('stamp', {}), path.name)
         for row in content.get('rows') or ():
             _add_study(results, row, path.name)
