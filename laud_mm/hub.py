@@ -12,8 +12,9 @@ from laud_mm.framework import quiet_initialisation
 from laud_mm.registry import MODELS
 
 
-class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='laud_mm',
-                  repo_url='https://arxiv.org/abs/2308.15949', tags=['laudnet']):
+class HubBackbone(  # type: ignore[call-arg]  # where the library is not installed
+        nn.Module, PyTorchModelHubMixin, library_name='laud_mm',
+        repo_url='https://arxiv.org/abs/2308.15949', tags=['laudnet']):
     """A LAUD backbone that is saved with its config: `config.json` and `model.safetensors`.
 
     `save_pretrained(folder)`, `from_pretrained(folder or repository)` and `push_to_hub` are
@@ -44,7 +45,7 @@ class HubBackbone(nn.Module, PyTorchModelHubMixin, library_name='laud_mm',
         return self.backbone(x)
 
     @classmethod
-    def _load_as_pickle(cls, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         raise ValueError('weights must be in model.safetensors, found a pickle, which could run '
                          'code: convert it with tools/convert_checkpoint.py')
 

@@ -62,6 +62,8 @@ class LAUDTimmModel(nn.Module):
         self.to(dtype=dtype)
         self.num_classes, self.in_chans, self.drop_rate = num_classes, in_chans, drop_rate
 
+    backbone: Any
+    head: Any
     build_arguments: dict[str, Any] = {}
     feature_info: list[dict[str, Any]]
 
@@ -103,7 +105,7 @@ class LAUDTimmModel(nn.Module):
         """Images (N, C, H, W) to logits (N, num_classes)."""
         return self.forward_head(self.forward_features(x))
 
-    def forward_intermediates(self, x: Tensor, indices: int | Sequence[int] | None = None,
+    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None,
                               norm: bool = False, stop_early: bool = False,
                               output_fmt: str = 'NCHW',
                               intermediates_only: bool = False) -> Any:
@@ -111,7 +113,7 @@ class LAUDTimmModel(nn.Module):
 
         Args:
             x (Tensor): (N, C, H, W) images.
-            indices (int | Sequence[int], optional): Of `feature_info`; an int: so many last
+            indices (int | list[int], optional): Of `feature_info`; an int: so many last
                 ones; None: all.
             norm (bool): Taken for the signature; stages have no norm of their own.
             stop_early (bool): Taken for the signature: all stages are computed, unless
@@ -132,7 +134,7 @@ class LAUDTimmModel(nn.Module):
         features = self.maps([found[index] for index in taken], x)
         return features if intermediates_only else (found[last], features)
 
-    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1,
+    def prune_intermediate_layers(self, indices: int | list[int] = 1,
                                   prune_norm: bool = False,
                                   prune_head: bool = True) -> list[int]:
         """Drop what `forward_intermediates` does not need; returns the indices kept."""
@@ -239,7 +241,7 @@ class LAUDTimmTransformer(LAUDTimmModel):
         grid = token_grid(x.shape[-2:])
         return [y[:, 1:].transpose(1, 2).unflatten(2, grid) for y in outputs]
 
-    def prune_intermediate_layers(self, indices: int | Sequence[int] = 1,
+    def prune_intermediate_layers(self, indices: int | list[int] = 1,
                                   prune_norm: bool = False,
                                   prune_head: bool = True) -> list[int]:
         """Drop the head; all blocks stay. Returns the indices kept."""
@@ -330,7 +332,7 @@ def _entrypoint(name: str, network: str, skips: str | Collection[str] | None) ->
     family = NETWORKS[network]
     own = _FAMILIES[family.backbone]
     arguments = dict(family.defaults(network), backbone=family.backbone, paradigm=skips)
-    last = dict(feature_cls='getter', out_indices=(0, 1, 2, 3))
+    last: dict[str, Any] = dict(feature_cls='getter', out_indices=(0, 1, 2, 3))
     if own.model is LAUDTimmTransformer:
         arguments['global_pool'], last['out_indices'] = 'token', 3
 

@@ -2,7 +2,7 @@
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from laud_mm.utils.stack import require_packages
 
 ModuleDict, ModuleList, Sequential = nn.ModuleDict, nn.ModuleList, nn.Sequential
-quiet_initialisation = nullcontext  # nothing is logged here
 
 
 class BaseModule(nn.Module):
@@ -130,6 +129,12 @@ class DropPath(nn.Module):
             return x
         kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.drop_prob
         return x * kept / (1 - self.drop_prob)
+
+
+@contextmanager
+def quiet_initialisation() -> Iterator[None]:
+    """Without a log of what `init_weights` sets: there is none here."""
+    yield
 
 
 def is_model_wrapper(model: nn.Module) -> bool:
