@@ -24,6 +24,7 @@ from .patch_conv import (
                          pack_winograd,
                          slice_ready,
 )
+from .patch_mlp import depthwise_norm_patches, mlp_add_patches_, patchify
 from .stem import pack_stem, stem_conv
 from .tokens import gather_tokens, scatter_add_tokens_
 from .units import WHOLE, active_patches, compact, halo_positions, patch_positions

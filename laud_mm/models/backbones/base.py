@@ -310,13 +310,14 @@ _UNUSED = dict(dcn=None, stage_with_dcn=False, plugins=None, drop_path_rate=0.0,
                avg_down=False, pretrained=None)
 
 
-def check_unused(name, unused, init_cfg):
+def check_unused(name, unused, init_cfg, own=()):
     """Take arguments of the frameworks' backbones where they ask for nothing.
 
     Args:
         name (str): Name of the backbone's class.
         unused (dict): Arguments that the backbone does not know.
         init_cfg (dict | list[dict] | None): Its `init_cfg`.
+        own (Mapping): More such arguments, of this kind of backbone, with what they must be.
 
     Returns:
         dict | list[dict] | None: `init_cfg`; where `pretrained` names a checkpoint, the config
@@ -326,15 +327,16 @@ def check_unused(name, unused, init_cfg):
         ValueError: If an argument asks for something.
         TypeError: If no backbone has such an argument.
     """
+    nothing = {**_UNUSED, **dict(own)}
     for field, value in unused.items():
-        if field not in _UNUSED:
+        if field not in nothing:
             raise TypeError(f'{name} got an unexpected keyword argument {field!r}')
         if field == 'pretrained' and isinstance(value, str) and init_cfg is None:
             init_cfg = dict(type='Pretrained', checkpoint=value)
             continue
         each = value if isinstance(value, (list, tuple)) else [value]
-        if any(one != _UNUSED[field] for one in each):
+        if any(one != nothing[field] for one in each):
             allowed = ', or a checkpoint without init_cfg,' * (field == 'pretrained')
-            raise ValueError(f'{field} must be {_UNUSED[field]!r}{allowed} for {name}, '
+            raise ValueError(f'{field} must be {nothing[field]!r}{allowed} for {name}, '
                              f'got {value!r}')
     return init_cfg

@@ -1,5 +1,6 @@
 """Dynamic execution: maskers make Decisions, executors obey them."""
 from .bottleneck_run import BottleneckRun, StemRun
+from .convnext import DownsampleRun, FoldedConvNeXt, fold_convnext, fold_downsampling
 from .control import force_rate, override_decisions, replay
 from .decision import Decision, Masks, TransformerDecision, decision_rates, expand_patches, halo
 from .excitation import Excitation, SqueezeExcitation
@@ -20,10 +21,10 @@ from .record import ActivationCost, ActivationRecord, BlockActivity
 from .run_table import RUN_TABLE, runs
 
 __all__ = ['ActivationCost', 'ActivationRecord', 'BlockActivity', 'BlockMasker', 'BottleneckRun',
-           'ChannelMasker', 'Decision', 'Excitation', 'Execution', 'FoldCache',
-           'FoldedBottleneck', 'FoldedConv', 'ForwardPass', 'MaskerSet', 'Masks', 'PassWatch',
+           'ChannelMasker', 'Decision', 'DownsampleRun', 'Excitation', 'Execution', 'FoldCache',
+           'FoldedBottleneck', 'FoldedConv', 'FoldedConvNeXt', 'ForwardPass', 'MaskerSet', 'Masks', 'PassWatch',
            'RUN_TABLE',
            'SpatialMasker', 'SqueezeExcitation', 'StemRun', 'TransformerDecision',
            'current_execution', 'current_pass', 'decision_rates', 'executing', 'expand_patches',
-           'fold_conv_norm', 'force_rate', 'forward_pass', 'gumbel_decide', 'halo',
+           'fold_conv_norm', 'fold_convnext', 'fold_downsampling', 'force_rate', 'forward_pass', 'gumbel_decide', 'halo',
            'override_decisions', 'replay', 'run_masked', 'run_program', 'run_steps', 'runs']
