@@ -148,8 +148,9 @@ def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, packed=Non
 
 FORMULAS = {f.__name__: f for f in (
     conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, patchify,
-    depthwise_norm_patches, mlp_add_patches_, excite_patches_, patch_mask, masker_conv1x1, conv1x1_positions_int8, shortcut_int8,
-    conv3x3_patches_int8, conv1x1_add_patches_int8_, patch_mask_int8, stem_int8)}
+    depthwise_norm_patches, mlp_add_patches_, excite_patches_, patch_mask, masker_conv1x1,
+    conv1x1_positions_int8, shortcut_int8, conv3x3_patches_int8, conv1x1_add_patches_int8_,
+    patch_mask_int8, stem_int8)}
 
 
 def register():

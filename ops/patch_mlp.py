@@ -61,7 +61,7 @@ def depthwise_norm_patches(x, index, count, taps, bias, granularity, eps=1e-6):
     wide = torch.promote_types(x.dtype, torch.float32)
     windows, weight, bias = (t.to(wide) for t in (windows, taps.permute(2, 0, 1)[:, None], bias))
     rows = F.conv2d(windows, weight, bias, groups=channels).permute(0, 2, 3, 1)
-    rows = F.layer_norm(rows, (channels,), eps=eps).reshape(len(flat), -1, channels)
+    rows = F.layer_norm(rows, (channels,), eps=eps).reshape(*flat.shape, channels)
     rows = torch.where(inside[:, :, None], rows, 0).to(x.dtype)
     out = rows.new_zeros(len(index), flat.shape[1], channels)
     out[:len(flat)] = rows

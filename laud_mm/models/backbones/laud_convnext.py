@@ -256,7 +256,8 @@ class LAUDConvNeXt(LAUDBackbone):
         self.spatial_granularity = spatial_granularity
         self.in_channels = check_positive_int('in_channels', in_channels)
         self.gap_before_final_norm = gap_before_final_norm
-        drops = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        last = max(sum(depths) - 1, 1)
+        drops = iter([drop_path_rate * i / last for i in range(sum(depths))])
         stem = nn.Sequential(nn.Conv2d(in_channels, channels[0], STEM_STRIDE, STEM_STRIDE),
                              ChannelNorm(channels[0], eps=EPS))
         self.features = nn.ModuleList([stem])
