@@ -32,7 +32,7 @@ def patchify(x, weight, bias):
     return y.contiguous(memory_format=torch.channels_last)
 
 
-def _fake_depthwise(x, index, count, taps, bias, granularity, eps):
+def _fake_depthwise(x, index, count, taps, bias, granularity, *_, **__):
     height, width = patch_extent(x.shape[-2:], granularity)
     return x.new_empty(index.shape[0], height * width, x.shape[1])
 

@@ -124,9 +124,14 @@ def fold_downsampling(conv: nn.Conv2d, norm: nn.LayerNorm,
                       dtype: torch.dtype | None) -> dict[str, Any]:
     """The weights of the stem, or of what lies between two stages, by the parts of its steps."""
     weight, bias = (t.to(dtype or t.dtype) for t in (conv.weight, conv.bias))
-    own = (t.to(dtype or t.dtype) for t in (norm.weight, norm.bias))
     return dict(conv=FoldedPatchify(weight.contiguous(memory_format=torch.channels_last), bias),
-                norm=FoldedNorm(norm.eps, *own))
+                norm=fold_norm(norm, dtype))
+
+
+def fold_norm(norm: nn.LayerNorm, dtype: torch.dtype | None) -> FoldedNorm:
+    """A layer norm with its weights in a type."""
+    weight, bias = (t.to(dtype or t.dtype) for t in (norm.weight, norm.bias))
+    return FoldedNorm(norm.eps, weight, bias)
 
 
 class DownsampleRun(StemRun):
@@ -137,6 +142,10 @@ class DownsampleRun(StemRun):
     def out(self) -> Tensor:
         """The map so far."""
         return self.y
+
+    def decided(self) -> Decision:
+        """Nothing is decided."""
+        return self.decision
 
 
 @runs('patchify', 'channel_norm')
