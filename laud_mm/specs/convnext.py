@@ -80,6 +80,11 @@ class ConvNeXtShape:
         return self.channels
 
     @property
+    def out_channels(self) -> int:
+        """Channels of its output."""
+        return self.channels
+
+    @property
     def paradigm(self) -> str | None:
         """What is skipped, as one word; None for a static block."""
         return '+'.join(self.paradigms) or None

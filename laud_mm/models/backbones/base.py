@@ -124,6 +124,11 @@ class LAUDBackbone(BaseModule):
         """The maskers of all dynamic blocks."""
         return [m for m in self.modules() if isinstance(m, MaskerSet)]
 
+    def starts_fresh(self) -> set[str]:
+        """Names of parameters that a checkpoint of the static network need not hold."""
+        own = {id(p) for masker in self.maskers() for p in masker.parameters()}
+        return {name for name, p in self.named_parameters() if id(p) in own}
+
     def set_temperature(self, temperature: float) -> None:
         """Set the Gumbel temperature of every masker."""
         for masker in self.maskers():

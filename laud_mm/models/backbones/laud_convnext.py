@@ -334,6 +334,12 @@ class LAUDConvNeXt(LAUDBackbone):
             return norm(x.mean((2, 3), keepdim=True)).flatten(1)
         return norm(x)
 
+    def starts_fresh(self) -> set[str]:
+        # Classifiers norm what the last stage gives only.
+        last = self.num_stages - 1
+        return super().starts_fresh() | {f'norm{index}.{name}' for index in self.out_indices
+                                         for name in ('weight', 'bias') if index != last}
+
     def layer_groups(self) -> list[list]:
         # As mmpretrain groups the blocks of a ConvNeXt: the third stage in threes.
         groups: list[list] = []
