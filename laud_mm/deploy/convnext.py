@@ -120,7 +120,9 @@ def deploy_convnext(backbone: LAUDConvNeXt, settings: Any) -> DeployedConvNeXt:
         raise ValueError('quantized must be None for LAUDConvNeXt: there are no integer kernels '
                          f'of its blocks, got {settings.scales!r}')
     weight: Any = next(backbone.parameters())
-    dtype = weight.dtype if settings.precision is None else getattr(torch, PRECISIONS[settings.precision])
+    dtype = weight.dtype
+    if settings.precision is not None:
+        dtype = getattr(torch, PRECISIONS[settings.precision])
     check_plain('the stem', backbone.why_stem_is_not_plain())
     with torch.no_grad():
         steps = backbone.stem_steps(weight.new_empty(1, 3, *settings.image_size))

@@ -349,7 +349,7 @@ class LAUDConvNeXt(LAUDBackbone):
             size = 3 if index == 2 else len(blocks)
             groups += [blocks[i:i + size] for i in range(0, len(blocks), size)]
             if before:
-                groups[-(-(-len(blocks) // size))].insert(0, before[0])
+                groups[-len(blocks) // size].insert(0, before[0])
         return groups
 
     def train(self, mode: bool = True):

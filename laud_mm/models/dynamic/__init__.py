@@ -1,7 +1,7 @@
 """Dynamic execution: maskers make Decisions, executors obey them."""
 from .bottleneck_run import BottleneckRun, StemRun
-from .convnext import DownsampleRun, FoldedConvNeXt, fold_convnext, fold_downsampling
 from .control import force_rate, override_decisions, replay
+from .convnext import DownsampleRun, FoldedConvNeXt, fold_convnext, fold_downsampling
 from .decision import Decision, Masks, TransformerDecision, decision_rates, expand_patches, halo
 from .excitation import Excitation, SqueezeExcitation
 from .execution import (
