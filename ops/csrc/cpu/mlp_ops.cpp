@@ -2,7 +2,7 @@
 // two pointwise layers with a GELU between.
 //
 // Both layers run on a chunk of rows at a time, so that what is between them, four times as wide
-// as a map, stays in the second-level cache.
+// as a map, stays in the second-level cache; one after the other where that would be few rows.
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
@@ -162,7 +162,8 @@ void mlp_add_as(Tensor& out, const Tensor& identity, const Tensor& rows_in, cons
       }
     };
   };
-  if (count < kFewRows * threads) {  // threads share the weights rather than the rows
+  // Few rows are not worth reading all weights for: then threads share the weights instead.
+  if (count < kFewRows * threads || kBetween / hidden < kFewRows) {
     AlignedRows<T> memory;
     T* const between = memory.of(count * hidden);
     run_rows<T>(first.layout, first.data(), count, false, false, first_rows(between, 0));
