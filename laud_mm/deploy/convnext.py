@@ -84,7 +84,8 @@ class DeployedDownsample(DeployedBlock):
     """The norm and the convolution between two stages."""
 
     def start(self, x: Tensor) -> Any:
-        return DownsampleRun(x, self.weights)
+        weights: Any = self.weights
+        return DownsampleRun(x, weights)
 
 
 class DeployedConvNeXt(DeployedBackbone):

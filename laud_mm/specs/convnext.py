@@ -286,6 +286,6 @@ def convnext_spec(arch: str | dict = 'tiny', image_size: Size = (224, 224), in_c
     """
     shapes = convnext_shapes(arch, paradigm, spatial_granularity)
     stem = convnext_stem_specs(image_size, check_positive_int('in_channels', in_channels),
-                               shapes[0][0].channels)
+                               convnext_arch(arch)[1][0])
     return NetworkSpec.chain(stem, [shape for stage in shapes for shape in stage],
                              outside_steps=_map_steps(stem))

@@ -5,7 +5,7 @@ import torch
 from laud_mm import deploy, ops
 from laud_mm.deploy import UnitProfile
 from laud_mm.deploy.artefact import export_deployed
-from laud_mm.deploy.onnx import onnx_model
+from laud_mm.deploy.onnx.backbone import onnx_model
 from laud_mm.models.backbones import LAUDConvNeXt
 
 from ..conftest import TINY_CONVNEXT, randomize_norms

@@ -25,7 +25,8 @@ def lively(net):
             nn.init.uniform_(parameter, 0.5, 1.5)
         elif name.endswith('bias'):
             nn.init.normal_(parameter, std=0.3)
-    return randomize_norms(net).eval()
+    net.eval()  # mmpretrain's returns nothing
+    return randomize_norms(net)
 
 
 def torchvision_net():

@@ -11,6 +11,7 @@ from laud_mm.models.dynamic import (
     Decision,
     DownsampleRun,
     FoldCache,
+    FoldedConvNeXt,
     ForwardPass,
     StemRun,
     expand_patches,
@@ -28,6 +29,8 @@ from laud_mm.models.dynamic.plain import (
 from laud_mm.models.dynamic.work import convnext_work, whole_batch
 from laud_mm.registry import MODELS
 from laud_mm.specs import (
+    Case,
+    ConvNeXtShape,
     NetworkSpec,
     OpSpec,
     Size,
@@ -135,7 +138,8 @@ class ConvNeXtBlock(DynamicBlock):
 
     folds = True
 
-    def __init__(self, shape, layer_scale=1e-6, drop_path_rate=0., with_cp=False, noise=True):
+    def __init__(self, shape: ConvNeXtShape, layer_scale: float = 1e-6,
+                 drop_path_rate: float = 0., with_cp: bool = False, noise: bool = True):
         super().__init__(shape, with_cp)
         width, hidden = shape.channels, shape.hidden
         self.block = nn.Sequential(
@@ -149,11 +153,12 @@ class ConvNeXtBlock(DynamicBlock):
         self.owns_input = True  # outputs are normed: nobody else holds a stage's last map
         self._built = _settings(self)
 
-    def decide(self, x):
-        return (self.masker(x),)
+    def decide(self, x: Tensor) -> tuple[Decision]:
+        masker: Any = self.masker
+        return (masker(x),)
 
-    def run_masked(self, x, decision):
-        y = self.block(x)
+    def run_masked(self, x: Tensor, decision: Decision, *found: Any) -> Tensor:
+        y: Tensor = self.block(x)
         if self.layer_scale is not None:
             y = self.layer_scale * y
         if decision.patches is not None:
@@ -163,23 +168,24 @@ class ConvNeXtBlock(DynamicBlock):
             y = y * decision.layer.to(y.dtype)[:, :, None, None]
         return x + drop_samples(y, self.drop_path_rate if self.training else 0.)
 
-    def start(self, x, static, weights):
+    def start(self, x: Tensor, static: bool, weights: Any) -> BottleneckRun:
         return BottleneckRun(self, x.contiguous(memory_format=torch.channels_last), weights)
 
-    def why_not_plain(self):
+    def why_not_plain(self) -> str | None:
         if self.training and self.drop_path_rate:
             return 'its branch drops: it is in training mode'
         return _why_changed(self) or super().why_not_plain()
 
-    def fold(self, dtype):
-        depthwise, _, norm, pointwise1, _, pointwise2, _ = self.block
+    def fold(self, dtype: torch.dtype | None) -> FoldedConvNeXt:
+        layers: Any = self.block
+        depthwise, _, norm, pointwise1, _, pointwise2, _ = layers
         return fold_convnext(depthwise, norm, pointwise1, pointwise2, self.layer_scale,
                              {} if self.masker is None else self.masker.differences(), dtype)
 
-    def exact_work(self, case, route, decision):
+    def exact_work(self, case: Case, route: Any, decision: Decision) -> dict[str, Any]:
         return convnext_work(case, route, decision)
 
-    def static_decision(self):
+    def static_decision(self) -> Decision:
         return Decision()
 
 
@@ -291,12 +297,13 @@ class LAUDConvNeXt(LAUDBackbone):
 
     def fold_stem(self, dtype: torch.dtype | None) -> dict[str, Any]:
         """The stem's weights by the parts of its steps."""
-        conv, norm = self.stem_modules()[0]
+        stem: Any = self.stem_modules()[0]
+        conv, norm = stem
         return fold_downsampling(conv, norm, dtype)
 
     def why_stem_is_not_plain(self) -> str | None:
         """Why the stem's modules must be called one by one; None: programs may read past them."""
-        stem = self.stem_modules()[0]
+        stem: Any = self.stem_modules()[0]
         if _settings(stem) != self._stem_built or stem[1].weight is None:
             return 'its layers are not those that it was built with'
         return why_not_plain(stem.named_modules(prefix='stem'))
@@ -323,8 +330,9 @@ class LAUDConvNeXt(LAUDBackbone):
         return (self.features[0],)
 
     def stages(self) -> list:
-        first, *others = list(self.features)[1::2]
-        downsampling = list(self.features)[2::2]
+        features: list[Any] = list(self.features)
+        first, *others = features[1::2]
+        downsampling = features[2::2]
         return [first, *(nn.ModuleList([before, *stage])
                          for before, stage in zip(downsampling, others))]
 
@@ -344,7 +352,7 @@ class LAUDConvNeXt(LAUDBackbone):
         # As mmpretrain groups the blocks of a ConvNeXt: the third stage in threes.
         groups: list[list] = []
         for index, stage in enumerate(map(list, self.stages())):
-            before = stage[:-len(self.features[2 * index + 1])]
+            before = stage[:1] if index else []
             blocks = stage[len(before):]
             size = 3 if index == 2 else len(blocks)
             groups += [blocks[i:i + size] for i in range(0, len(blocks), size)]

@@ -94,14 +94,20 @@ def fold_convnext(depthwise: nn.Conv2d, norm: nn.LayerNorm, pointwise1: nn.Linea
     def layer(weight, bias):
         return FoldedConv(weight[:, :, None, None].to(dtype), bias.to(dtype))
 
-    weight, bias = (t.to(wide) for t in (pointwise1.weight, pointwise1.bias))
+    weight, bias = _tensors(pointwise1, wide)
     first = layer(weight * norm.weight.to(wide), bias + weight @ norm.bias.to(wide))
-    weight, bias = (t.to(wide) for t in (pointwise2.weight, pointwise2.bias))
+    weight, bias = _tensors(pointwise2, wide)
     if layer_scale is not None:
         scale = layer_scale.flatten().to(wide)
         weight, bias = weight * scale[:, None], bias * scale
-    conv = FoldedConv(depthwise.weight.to(dtype), depthwise.bias.to(dtype), depthwise.groups)
+    conv = FoldedConv(*_tensors(depthwise, dtype), depthwise.groups)
     return FoldedConvNeXt(conv, FoldedNorm(norm.eps), first, layer(weight, bias), maskers)
+
+
+def _tensors(layer: Any, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer in a type."""
+    weight, bias = layer.weight, layer.bias
+    return weight.to(dtype or weight.dtype), bias.to(dtype or bias.dtype)
 
 
 @dataclass(frozen=True)
@@ -123,14 +129,14 @@ class FoldedPatchify:
 def fold_downsampling(conv: nn.Conv2d, norm: nn.LayerNorm,
                       dtype: torch.dtype | None) -> dict[str, Any]:
     """The weights of the stem, or of what lies between two stages, by the parts of its steps."""
-    weight, bias = (t.to(dtype or t.dtype) for t in (conv.weight, conv.bias))
+    weight, bias = _tensors(conv, dtype)
     return dict(conv=FoldedPatchify(weight.contiguous(memory_format=torch.channels_last), bias),
                 norm=fold_norm(norm, dtype))
 
 
 def fold_norm(norm: nn.LayerNorm, dtype: torch.dtype | None) -> FoldedNorm:
     """A layer norm with its weights in a type."""
-    weight, bias = (t.to(dtype or t.dtype) for t in (norm.weight, norm.bias))
+    weight, bias = _tensors(norm, dtype)
     return FoldedNorm(norm.eps, weight, bias)
 
 
