@@ -65,8 +65,9 @@ def test_the_static_net_is_mmpretrains(means):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_are_as_deep_as_mmpretrains():
-    arch = dict(depths=[2, 1, 10, 2], channels=[8, 8, 8, 8])
+@pytest.mark.parametrize('depth', [9, 27])
+def test_layers_are_as_deep_as_mmpretrains(depth):
+    arch = dict(depths=[3, 3, depth, 3], channels=[8, 8, 8, 8])
     theirs = pytest.importorskip('mmpretrain.models.backbones').ConvNeXt(arch)
     ours = LAUDConvNeXt(arch, paradigm=None)
     for (name, _), mapped in zip(theirs.named_parameters(), _our_names(theirs), strict=True):

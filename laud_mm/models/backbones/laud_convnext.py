@@ -267,6 +267,7 @@ class LAUDConvNeXt(LAUDBackbone):
         stem = nn.Sequential(nn.Conv2d(in_channels, channels[0], STEM_STRIDE, STEM_STRIDE),
                              ChannelNorm(channels[0], eps=EPS))
         self.features = nn.ModuleList([stem])
+        shapes: Any
         for stage, shapes in enumerate(stages):
             if stage:
                 self.features.append(Downsample(shapes[0]))
