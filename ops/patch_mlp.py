@@ -1,4 +1,4 @@
-"""A ConvNeXt block's branch on listed patches: depthwise convolution and norm, then two layers.
+"""What a ConvNeXt computes: listed patches of its blocks' branch, and downsampling.
 
 Layout as in `patch_conv`. Maps are channels-last, lists come from `laud_mm.ops.units`.
 """
@@ -6,30 +6,38 @@ import torch
 import torch.nn.functional as F
 
 from .library import op
-from .patch_conv import _rows, _windows
+from .patch_conv import _rows, _windows, pack_conv
 from .units import patch_extent, patch_positions
 
 
-def _fake_patchify(x, weight, bias):
+def _fake_patchify(x, weight, bias, packed=None):
     height, width = (n // weight.shape[2] for n in x.shape[-2:])
     return torch.empty((x.shape[0], len(weight), height, width), dtype=x.dtype, device=x.device,
                        memory_format=torch.channels_last)
 
 
-@op('(Tensor x, Tensor weight, Tensor bias) -> Tensor', fake=_fake_patchify)
-def patchify(x, weight, bias):
+@op('(Tensor x, Tensor weight, Tensor bias, Tensor? packed=None) -> Tensor', fake=_fake_patchify)
+def patchify(x, weight, bias, packed=None):
     """A convolution on windows side by side; lines that fill no window are not read.
 
     Args:
         x (Tensor): (N, C, H, W), channels-last.
         weight (Tensor): (C', C, k, k).
         bias (Tensor): (C',).
+        packed (Tensor | None): Of `pack_patchify`.
 
     Returns:
         Tensor: (N, C', H // k, W // k), channels-last.
     """
     y = F.conv2d(x, weight, bias, weight.shape[2])
     return y.contiguous(memory_format=torch.channels_last)
+
+
+def pack_patchify(weight, bias):
+    """Lay out weights for `patchify` on this machine's CPU; arguments as there."""
+    # A row of the window is contiguous in a map: k taps of k * C inputs.
+    rows = weight.permute(0, 3, 1, 2).flatten(1, 2)[..., None]
+    return pack_conv(rows, bias)
 
 
 def _fake_depthwise(x, index, count, taps, bias, granularity, *_, **__):

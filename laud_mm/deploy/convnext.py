@@ -145,6 +145,7 @@ def deploy_convnext(backbone: LAUDConvNeXt, settings: Any) -> DeployedConvNeXt:
 
 def _layers(folded):
     """The layers of the stem, or of what lies between two stages, by part."""
+    folded['conv'].packed  # noqa: B018 laid out once, and a buffer then
     return dict(conv=DeployedPatchify(folded['conv']), norm=DeployedNorm(folded['norm']))
 
 

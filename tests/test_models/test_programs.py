@@ -151,7 +151,7 @@ def read_scatter_add_tokens_(out, index, rows):
     return [('scatter_tokens', tuple(rows.shape))]
 
 
-def read_patchify(x, weight, bias):
+def read_patchify(x, weight, bias, packed=None):
     side = weight.shape[2]
     rows = len(x) * math.prod(n // side for n in x.shape[2:])
     return [('patchify', (rows, side**2 * x.shape[1], len(weight)))]

@@ -109,6 +109,10 @@ def test_the_branch_of_a_convnext_block_equals_its_references(data):
     rows, expected = (run(*args)[:int(count)] for run in (
         ops.depthwise_norm_patches, ops.depthwise_norm_patches.reference))
     assert_close(rows, expected, dtype)
+    if min(height, width) >= kernel:
+        conv = random_conv(hidden, channels, kernel, dtype)
+        assert_close(ops.patchify(x, *conv, draw(None, ops.pack_patchify(*conv))),
+                     ops.patchify.reference(x, *conv), dtype)
     rows = torch.cat([expected, expected.new_zeros(len(index) - int(count), *rows.shape[1:])])
     layers = *random_conv(hidden, channels, 1, dtype), *random_conv(channels, hidden, 1, dtype)
     packed = draw({}, dict(packed1=FoldedConv(*layers[:2]).packed,

@@ -110,20 +110,17 @@ def _tensors(layer: Any, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     return weight.to(dtype or weight.dtype), bias.to(dtype or bias.dtype)
 
 
-@dataclass(frozen=True)
-class FoldedPatchify:
-    """A convolution on windows side by side.
+class FoldedPatchify(FoldedConv):
+    """A convolution on windows side by side."""
 
-    Attributes:
-        weight (Tensor): (out, in, k, k).
-        bias (Tensor): (out,).
-    """
-    weight: Tensor
-    bias: Tensor
+    @cached_property
+    def packed(self) -> Tensor | None:
+        """The weights as the CPU kernel reads them; None where there is none."""
+        return ops.pack_patchify(self.weight, self.bias) if self._for_kernels() else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute a map (N, out, H // k, W // k), channels-last."""
-        return ops.patchify(x.to(self.weight.dtype), self.weight, self.bias)
+        return ops.patchify(x.to(self.weight.dtype), self.weight, self.bias, self.packed)
 
 
 def fold_downsampling(conv: nn.Conv2d, norm: nn.LayerNorm,

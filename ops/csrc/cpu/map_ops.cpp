@@ -22,14 +22,6 @@ Tensor conv_map(const Tensor& x, const Tensor& weight, const Tensor& bias, int64
       .contiguous(at::MemoryFormat::ChannelsLast);
 }
 
-Tensor patchify(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check_map("x", x);
-  check_conv(x, weight, bias, weight.dim() == 4 ? weight.size(2) : 1, x.size(1), 1);
-  TORCH_CHECK(x.size(2) >= weight.size(2) && x.size(3) >= weight.size(2),
-              "x must have at least ", weight.size(2), " rows and columns, got shape ", x.sizes());
-  return at::conv2d(x, weight, bias, weight.size(2)).contiguous(at::MemoryFormat::ChannelsLast);
-}
-
 Tensor max_pool(const Tensor& x, int64_t kernel_size, int64_t stride) {
   check_map("x", x);
   check_positive("kernel_size", kernel_size);
@@ -67,7 +59,6 @@ void rectify_(Tensor& y) {
 
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
   m.impl("conv_map", conv_map);
-  m.impl("patchify", patchify);
   m.impl("max_pool", max_pool);
   m.impl("average_pool", average_pool);
   m.impl("rectify_", rectify_);

@@ -1,5 +1,5 @@
-// The branch of a ConvNeXt block on listed patches (CPU): depthwise convolution and norm, then
-// two pointwise layers with a GELU between.
+// What a ConvNeXt computes (CPU): of its blocks' branch, on listed patches, depthwise convolution
+// and norm, then two pointwise layers with a GELU between; and what lies between two stages.
 //
 // Both layers run on a chunk of rows at a time, so that what is between them, four times as wide
 // as a map, stays in the second-level cache; one after the other where that would be few rows.
@@ -128,7 +128,8 @@ template <typename T>
 void mlp_add_as(Tensor& out, const Tensor& identity, const Tensor& rows_in, const Tensor& index,
                 int64_t listed, const PatchGrid& grid, const Weights<T>& first,
                 const Weights<T>& second) {
-  constexpr int64_t kFewRows = 48, kBetween = 1 << 17;  // values between the layers, of a chunk
+  constexpr int64_t kFewRows = 48, kLeastChunk = 96;
+  constexpr int64_t kBetween = 3 << 16;  // values between the layers, of a chunk
   const auto& kernels = row_gemm<T>();
   const int64_t channels = out.size(1), hidden = first.layout.outputs;
   const int64_t count = listed * grid.area(), threads = at::get_num_threads();
@@ -163,7 +164,7 @@ void mlp_add_as(Tensor& out, const Tensor& identity, const Tensor& rows_in, cons
     };
   };
   // Few rows are not worth reading all weights for: then threads share the weights instead.
-  if (count < kFewRows * threads || kBetween / hidden < kFewRows) {
+  if (count < kFewRows * threads || kBetween / hidden < kLeastChunk) {
     AlignedRows<T> memory;
     T* const between = memory.of(count * hidden);
     run_rows<T>(first.layout, first.data(), count, false, false, first_rows(between, 0));
@@ -196,6 +197,47 @@ void mlp_add_as(Tensor& out, const Tensor& identity, const Tensor& rows_in, cons
       kernels.run(h);
     }
   });
+}
+
+// A row of the window is contiguous in a map, so k x k windows of C channels have k taps of k * C
+// inputs.
+template <typename T>
+void patchify_as(const Tensor& x, int64_t kernel, const Weights<T>& weights, Tensor& y) {
+  const MapSize in = size_of(x), out = size_of(y);
+  const int64_t depth = x.size(1), width = y.size(1);
+  const T* from = data_of<T>(x);
+  T* to = data_to<T>(y);
+  run_rows<T>(weights.layout, weights.data(), out.positions(), false, false,
+              [&](int64_t first, int64_t last, RowAddresses<T>& rows) {
+                for (int64_t r = first; r < last; r++) {
+                  const Position p = out.at(r);
+                  rows.out[r - first] = to + r * width;
+                  for (int64_t t = 0; t < kernel; t++)
+                    rows.in[(r - first) * kernel + t] =
+                        from + in.row(p.sample, p.y * kernel + t, p.x * kernel) * depth;
+                }
+              });
+}
+
+Tensor patchify(const Tensor& x, const Tensor& weight, const Tensor& bias,
+                const OptionalTensor& packed) {
+  check_map("x", x);
+  check_conv(x, weight, bias, weight.dim() == 4 ? weight.size(2) : 1, x.size(1), 1);
+  const int64_t kernel = weight.size(2);
+  TORCH_CHECK(x.size(2) >= kernel && x.size(3) >= kernel, "x must have at least ", kernel,
+              " rows and columns, got shape ", x.sizes());
+  const auto type = multiplies_bfloat16(x) ? at::kBFloat16 : compute_type(x);
+  const Tensor rows = weight.permute({0, 3, 1, 2}).reshape({weight.size(0), -1, kernel, 1});
+  const Tensor from = x.to(type);
+  Tensor y = empty_map(from, {x.size(0), x.size(2) / kernel, x.size(3) / kernel}, weight.size(0));
+  const auto run = [&](auto of_type) {
+    using T = decltype(of_type);
+    patchify_as<T>(from, kernel, {rows, bias, 1, false, packed}, y);
+  };
+  if (type == at::kBFloat16) run(Bfloat16{});
+  else if (type == at::kDouble) run(double{});
+  else run(float{});
+  return y.to(x.scalar_type());
 }
 
 Tensor depthwise_norm_patches(const Tensor& x, const Tensor& index, const Tensor& count,
@@ -238,6 +280,7 @@ void mlp_add_patches_(Tensor& out, const Tensor& identity, const Tensor& rows, c
 }
 
 TORCH_LIBRARY_IMPL(laud_mm, CPU, m) {
+  m.impl("patchify", patchify);
   m.impl("depthwise_norm_patches", depthwise_norm_patches);
   m.impl("mlp_add_patches_", mlp_add_patches_);
 }
