@@ -119,9 +119,9 @@ def cases(i):
     out, rows, tokens = i.x.clone(), i.rows.clone(), i.tokens.clone()
     sums, layers = i.y.clone(), i.layers
     packed = dict(zip(('packed1', 'packed2'), (ops.pack_conv(*layer) for layer in layers)))
-    half = i.conv(2 * w, w, 2)
     token_rows = torch.rand(len(i.token_index), i.channels, **i.like)
     c, w, positions = i.channels, i.width, n * side**2
+    half = i.conv(2 * w, w, 2)
     halo, listed = int(i.halo[1]), int(i.units[1]) * min(s, side)**2
     picked = i.picks['channel_count'].sum().item() * 2 * side**2  # values of channels that are on
     named = len(i.token_index) * c
