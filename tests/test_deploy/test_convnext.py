@@ -57,6 +57,7 @@ def test_units_that_never_were_on_vanish_and_those_always_on_stay():
             torch.testing.assert_close(y, e, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not ops.has_kernel('cpu'), reason='the operations are not compiled')
 def test_it_compiles_and_exports_as_one_graph_for_all_sizes():
     net = build('spatial')
