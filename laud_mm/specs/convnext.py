@@ -69,7 +69,6 @@ class ConvNeXtShape:
 
     halo = False  # what a patch reads around itself is the block's input
     stride = 1
-    channel_skipping = downsample = False
 
     def __post_init__(self):
         object.__setattr__(self, 'paradigms', paradigm_set(self.paradigms, CONVNEXT_PARADIGMS))

@@ -7,7 +7,7 @@ and what is off is masked.
 """
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .opspec import Rates
@@ -103,8 +103,6 @@ def expected_work(case: Case, route: ConvNeXtRoute, rates: Rates | None) -> Mapp
     rates = rates or Rates()
     if route.compute == 'dense':
         return {WHOLE: (listed_work(case, route, case.batch, case.batch * _grid(case)),)}
-    whole = []
-    for kept, share in around(float(rates.layer) * case.batch):
-        own = listed_work(case, route, kept, kept * _grid(case) * float(rates.patch))
-        whole.append(Work(**{**vars(own), 'times': share}))
-    return {WHOLE: tuple(whole)}
+    return {WHOLE: tuple(
+        replace(listed_work(case, route, kept, kept * _grid(case) * float(rates.patch)),
+                times=share) for kept, share in around(float(rates.layer) * case.batch))}

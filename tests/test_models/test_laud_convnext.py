@@ -7,6 +7,7 @@ from torch import nn
 
 from laud_mm import ops
 from laud_mm.checkpoints.convert import SOURCES, TARGETS
+from laud_mm.latency.calibrated import load_predictor
 from laud_mm.models.backbones import ConvNeXtBlock, LAUDConvNeXt
 from laud_mm.models.dynamic import force_rate, run_program
 from laud_mm.models.dynamic.execution import Execution
@@ -129,6 +130,11 @@ def test_flops_are_the_published(network, flops_g):
     at = sum(dynamic_flops(b.ops, b.expected_rates(0.5)) for b in skipping.blocks)
     assert at / sum(b.ops and dynamic_flops(b.ops, b.expected_rates(1.0)) for b in
                     skipping.blocks) == pytest.approx(0.52, abs=0.02)
+
+
+def test_the_published_predictor_knows_no_convnext():
+    with pytest.raises(ValueError, match='network must be a ResNet, RegNet or T2T-ViT for the'):
+        load_predictor('V100', published=True).predict(network_spec('convnext_tiny'), 0.5)
 
 
 @settings(max_examples=80, deadline=None)
