@@ -118,8 +118,8 @@ def deploy_convnext(backbone: LAUDConvNeXt, settings: Any) -> DeployedConvNeXt:
         ValueError: If some module is not as it was built, or integers are asked for.
     """
     if settings.integers:
-        raise ValueError('quantized must be None for LAUDConvNeXt: there are no integer kernels '
-                         f'of its blocks, got {settings.scales!r}')
+        raise ValueError('backbone must be a LAUDResNet or LAUDRegNet to be quantised, got '
+                         'LAUDConvNeXt')
     weight: Any = next(backbone.parameters())
     dtype = weight.dtype
     if settings.precision is not None:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from laud_mm import deploy, ops
-from laud_mm.deploy import UnitProfile
+from laud_mm.deploy import UnitProfile, measure_scales
 from laud_mm.deploy.artefact import export_deployed
 from laud_mm.deploy.onnx.backbone import onnx_model
 from laud_mm.models.backbones import LAUDConvNeXt
@@ -78,3 +78,5 @@ def test_what_there_is_none_of_is_refused():
     made = deploy(build('layer'))
     with pytest.raises(ValueError, match='backbone must be a LAUDResNet, .* got LAUDConvNeXt'):
         onnx_model(made)
+    with pytest.raises(ValueError, match='backbone must be a LAUDResNet .* quantised, got LAUD'):
+        measure_scales(build('layer'), [images(2, 64, 64)])
