@@ -186,7 +186,7 @@ def cases(i):
         OpCase('conv1x1_add_patches_', lambda op: op(
             out, i.x, i.rows, *i.units, *i.conv3, s, packed=i.packed['conv3']),
             moved(listed * (w + 2 * c), c * w), conv3_add, 'patches'),
-        OpCase('depthwise_norm_patches', lambda op: op(i.y, *i.units, *i.taps, s),
+        OpCase('depthwise_norm_patches', lambda op: op(i.y, *i.units, *i.taps, s, 1e-6),
                moved(2 * listed * w, 49 * w), depthwise),
         OpCase('mlp_add_patches_', lambda op: op(
             sums, i.y, i.rows, *i.units, *layers[0], *layers[1], s, **packed),

@@ -29,7 +29,10 @@ def patchify(x, weight, bias, packed=None):
     Returns:
         Tensor: (N, C', H // k, W // k), channels-last.
     """
-    y = F.conv2d(x, weight, bias, weight.shape[2])
+    like = x.dtype
+    if x.device.type == 'cpu' and like in (torch.float16, torch.bfloat16):
+        x, weight, bias = x.float(), weight.float(), bias.float()  # as in `conv3x3_patches`
+    y = F.conv2d(x, weight, bias, weight.shape[2]).to(like)
     return y.contiguous(memory_format=torch.channels_last)
 
 
@@ -46,8 +49,8 @@ def _fake_depthwise(x, index, count, taps, bias, granularity, *_, **__):
 
 
 @op('(Tensor x, Tensor index, Tensor count, Tensor taps, Tensor bias, int granularity, '
-    'float eps=1e-6) -> Tensor', fake=_fake_depthwise)
-def depthwise_norm_patches(x, index, count, taps, bias, granularity, eps=1e-6):
+    'float eps) -> Tensor', fake=_fake_depthwise)
+def depthwise_norm_patches(x, index, count, taps, bias, granularity, eps):
     """Depthwise convolution (padded by half its window) and layer norm on listed patches.
 
     Args:

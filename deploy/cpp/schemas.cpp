@@ -67,7 +67,7 @@ TORCH_LIBRARY(laud_mm, m) {
       "patchify(Tensor x, Tensor weight, Tensor bias, Tensor? packed=None) -> Tensor");
   m.def(
       "depthwise_norm_patches(Tensor x, Tensor index, Tensor count, Tensor taps, Tensor bias, "
-      "int granularity, float eps=1e-06) -> Tensor");
+      "int granularity, float eps) -> Tensor");
   m.def(
       "mlp_add_patches_(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, Tensor count, "
       "Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, int granularity, Tensor? "

@@ -157,7 +157,7 @@ def read_patchify(x, weight, bias, packed=None):
     return [('patchify', (rows, side**2 * x.shape[1], len(weight)))]
 
 
-def read_depthwise_norm_patches(x, index, count, taps, bias, side, eps=1e-6):
+def read_depthwise_norm_patches(x, index, count, taps, bias, side, eps):
     return [('depthwise_norm_rows', (int(count) * _area(x.shape[2:], side), x.shape[1]))]
 
 

@@ -53,7 +53,8 @@ def sample_arguments():
         dequantize=dict(x=x8, scale=0.1),
         conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),
         patchify=dict(x=x, weight=weight2[..., :2, :2], bias=bias),
-        depthwise_norm_patches=dict(patches, x=x, taps=torch.randn(7, 7, 12), bias=bias),
+        depthwise_norm_patches=dict(patches, x=x, taps=torch.randn(7, 7, 12), bias=bias,
+                                    eps=1e-6),
         mlp_add_patches_=dict(
             patches, out=x, identity=x.clone(), rows=rows, weight1=weight3, bias1=bias3,
             weight2=weight3.transpose(0, 1).contiguous(), bias2=bias),
