@@ -88,6 +88,9 @@ class Inputs:
         self.logit = torch.randn(c, **self.like), torch.zeros(1, **self.like)
         self.excitation = [torch.randn(*shape, **self.like) for shape in (
             (w // 4, w), (w // 4,), (w, w // 4), (w,))]
+        # A ConvNeXt block of this width.
+        self.taps = torch.randn(7, 7, w, **self.like), torch.randn(w, **self.like)
+        self.layers = self.conv(4 * w, w, 1), self.conv(w, 4 * w, 1)
         self.packed = {name: ops.pack_conv(*getattr(self, name))
                        for name in ('conv1', 'conv2', 'conv3')}
         self.winograd = ops.pack_winograd(*self.conv2)
@@ -114,8 +117,11 @@ def cases(i):
     n, side, s = i.batch, i.side, i.s
     pooled = i.logit[0].view(1, -1, 1, 1)
     out, rows, tokens = i.x.clone(), i.rows.clone(), i.tokens.clone()
+    sums, layers = i.y.clone(), i.layers
+    packed = dict(zip(('packed1', 'packed2'), (ops.pack_conv(*layer) for layer in layers)))
     token_rows = torch.rand(len(i.token_index), i.channels, **i.like)
     c, w, positions = i.channels, i.width, n * side**2
+    half = i.conv(2 * w, w, 2)
     halo, listed = int(i.halo[1]), int(i.units[1]) * min(s, side)**2
     picked = i.picks['channel_count'].sum().item() * 2 * side**2  # values of channels that are on
     named = len(i.token_index) * c
@@ -136,6 +142,14 @@ def cases(i):
     def excite():
         hidden = F.relu(F.linear(i.y.mean((2, 3)), *i.excitation[:2]))
         return i.y * torch.sigmoid(F.linear(hidden, *i.excitation[2:]))[:, :, None, None]
+
+    def depthwise():
+        y = F.conv2d(i.y, i.taps[0].permute(2, 0, 1)[:, None], i.taps[1], padding=3, groups=w)
+        return F.layer_norm(y.movedim(1, -1), (w,))
+
+    def mlp():
+        hidden = F.gelu(F.linear(i.y.movedim(1, -1), layers[0][0].flatten(1), layers[0][1]))
+        return F.linear(hidden, layers[1][0].flatten(1), layers[1][1]).movedim(-1, 1) + i.y
 
     found = [
         OpCase('compact', lambda op: op(i.mask.flatten(1)),
@@ -172,6 +186,13 @@ def cases(i):
         OpCase('conv1x1_add_patches_', lambda op: op(
             out, i.x, i.rows, *i.units, *i.conv3, s, packed=i.packed['conv3']),
             moved(listed * (w + 2 * c), c * w), conv3_add, 'patches'),
+        OpCase('depthwise_norm_patches', lambda op: op(i.y, *i.units, *i.taps, s, 1e-6),
+               moved(2 * listed * w, 49 * w), depthwise),
+        OpCase('mlp_add_patches_', lambda op: op(
+            sums, i.y, i.rows, *i.units, *layers[0], *layers[1], s, **packed),
+            moved(3 * listed * w, 8 * w * w), mlp),
+        OpCase('patchify', lambda op: op(i.y, *half), moved(1.5 * positions * w, 8 * w * w),
+               lambda: F.conv2d(i.y, *half, stride=2)),
         OpCase('excite_patches_', lambda op: op(
             rows.copy_(i.rows), *i.units, side, side, s, *i.excitation),
             moved(2 * i.rows.numel(), 2 * listed * w), excite),

@@ -24,6 +24,7 @@ from .patch_conv import (
                          pack_winograd,
                          slice_ready,
 )
+from .patch_mlp import depthwise_norm_patches, mlp_add_patches_, pack_patchify, patchify
 from .stem import pack_stem, stem_conv
 from .tokens import gather_tokens, scatter_add_tokens_
 from .units import WHOLE, active_patches, compact, halo_positions, patch_positions
@@ -32,4 +33,5 @@ library.load()
 flops.register()
 
 __all__ = [*OPERATIONS, 'OPERATIONS', 'WHOLE', 'active_patches', 'has_dot_products', 'has_kernel',
-           'pack_stem', 'pack_stem_int8', 'patch_positions', 'slice_ready', 'use_references']
+           'pack_patchify', 'pack_stem', 'pack_stem_int8', 'patch_positions', 'slice_ready',
+           'use_references']

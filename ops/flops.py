@@ -76,6 +76,22 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
     return 2 * outputs * int((positions * inputs).sum())
 
 
+def patchify(x, weight, bias, *_, **kwargs):
+    side = weight.shape[2]
+    return 2 * len(x) * (x.shape[2] // side) * (x.shape[3] // side) * weight.numel()
+
+
+def depthwise_norm_patches(x, index, count, taps, bias, granularity, *_, **kwargs):
+    positions = _per_sample(index, count, x.shape[-2:], granularity, len(x))
+    return 2 * int(positions.sum()) * taps.numel()
+
+
+def mlp_add_patches_(out, identity, rows, index, count, weight1, bias1, weight2, bias2,
+                     granularity, *_, **kwargs):
+    positions = _per_sample(index, count, out.shape[-2:], granularity, len(out))
+    return 2 * int(positions.sum()) * (weight1.numel() + weight2.numel())
+
+
 def excite_patches_(rows, index, count, height, width, granularity, weight1, bias1, weight2,
                     bias2, *_, **kwargs):
     grid = -(-height // granularity) * -(-width // granularity)
@@ -131,9 +147,10 @@ def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, packed=Non
 
 
 FORMULAS = {f.__name__: f for f in (
-    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_,
-    excite_patches_, patch_mask, masker_conv1x1, conv1x1_positions_int8, shortcut_int8,
-    conv3x3_patches_int8, conv1x1_add_patches_int8_, patch_mask_int8, stem_int8)}
+    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, patchify,
+    depthwise_norm_patches, mlp_add_patches_, excite_patches_, patch_mask, masker_conv1x1,
+    conv1x1_positions_int8, shortcut_int8, conv3x3_patches_int8, conv1x1_add_patches_int8_,
+    patch_mask_int8, stem_int8)}
 
 
 def register():

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
+from laud_mm.models.backbones import LAUDConvNeXt, LAUDRegNet, LAUDResNet, LAUDT2TViT
 from laud_mm.models.dynamic import ActivationRecord, Execution, ForwardPass, forward_pass
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_REGNET = dict(widths=(16, 24, 32, 48), depths=(1, 2, 2, 1), group_widths=(8, 4, 16, 8))
 TINY_T2T = dict(embed_dims=24, num_layers=3, num_heads=3, feedforward_channels=40)
+TINY_CONVNEXT = dict(depths=(1, 2, 2, 1), channels=(16, 24, 40, 56))
 # For tests of what every backbone does.
 ARCHS = pytest.mark.parametrize('arch', [50, TINY_REGNET], ids=['resnet', 'regnet'])
 
@@ -43,12 +44,14 @@ def run_block(block, x, masked=False, override=None, **execution):
 
 @pytest.fixture
 def make_net():
-    """Build a small backbone in evaluation: of a ResNet's depth, a RegNet's or a T2T-ViT's arch."""
+    """Build a small backbone in evaluation: of a ResNet's depth, another family's arch."""
     def make(arch=50, dtype=torch.float32, **kwargs):
         if isinstance(arch, int):
             net = LAUDResNet(arch, **dict(dict(base_channels=8), **kwargs))
         elif 'embed_dims' in arch:
             net = LAUDT2TViT(arch, **dict(dict(img_size=64, token_dim=16), **kwargs))
+        elif 'channels' in arch:
+            net = LAUDConvNeXt(arch, **dict(dict(layer_scale_init_value=1.0), **kwargs))
         else:
             net = LAUDRegNet(arch, **kwargs)
         net = randomize_norms(net).eval()

@@ -17,7 +17,7 @@ from laud_mm.export import (
 from laud_mm.models.backbones import LAUDResNet
 from laud_mm.registry import MODELS
 
-from .conftest import ROOT, TINY_REGNET, TINY_T2T, randomize_norms
+from .conftest import ROOT, TINY_CONVNEXT, TINY_REGNET, TINY_T2T, randomize_norms
 
 # Every registered backbone, small, with each of its paradigms.
 SMALL = {
@@ -26,6 +26,8 @@ SMALL = {
                    (None, 'layer', 'channel', 'spatial', 'both')),
     'LAUDRegNet': (dict(arch=dict(TINY_REGNET, depths=(1, 1, 1, 1)), out_indices=(1, 3)),
                    ('layer', 'channel', 'spatial', 'both')),
+    'LAUDConvNeXt': (dict(arch=TINY_CONVNEXT, out_indices=(1, 3), layer_scale_init_value=1.0,
+                          gap_before_final_norm=False), ('spatial',)),
     'LAUDT2TViT': (dict(arch=dict(TINY_T2T, num_layers=4), img_size=48, token_dim=16,
                         out_type='raw'),
                    ('token', 'head', 'layer', ('token', 'head', 'layer'))),
@@ -38,7 +40,7 @@ SIZE = (48, 56)
 def build(name, paradigm):
     """A small backbone whose maskers turn some units on and some off."""
     settings = dict(SMALL[name][0], paradigm=paradigm)
-    if name != 'LAUDT2TViT':
+    if name in ('LAUDResNet', 'LAUDRegNet'):
         stages = settings.get('num_stages', 4)
         settings.update(spatial_granularity=(4, 4, 2, 1)[:stages], channel_granularity=2)
     net = randomize_norms(MODELS.build(dict(type=f'laud_mm.{name}', **settings))).eval()

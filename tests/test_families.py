@@ -19,10 +19,11 @@ from laud_mm.zoo.entries import Entry
 from laud_mm.zoo.figures import figures_of
 
 from . import third_family
-from .conftest import TINY_REGNET, TINY_T2T, randomize_norms
+from .conftest import TINY_CONVNEXT, TINY_REGNET, TINY_T2T, randomize_norms
 
 SMALL = dict(LAUDResNet=dict(depth=50, base_channels=8), LAUDRegNet=dict(arch=TINY_REGNET),
              LAUDT2TViT=dict(arch=TINY_T2T, img_size=64, token_dim=16, out_type='raw'),
+             LAUDConvNeXt=dict(arch=TINY_CONVNEXT, layer_scale_init_value=1.0),
              LAUDPlainNet=dict(depth=3, channels=16))
 CASES = [pytest.param(dict(SMALL[name], type=f'laud_mm.{name}', paradigm=paradigm),
                       id=f'{name}-{paradigm}')
@@ -38,7 +39,7 @@ def build(config):
 def test_the_third_family_is_registered():
     assert FAMILIES['LAUDPlainNet'] is third_family.FAMILY
     assert NETWORKS['plain8'] is third_family.FAMILY
-    assert len(FAMILIES) == 4 == len(SMALL)
+    assert len(FAMILIES) == 5 == len(SMALL)
 
 
 @NETS

@@ -64,6 +64,15 @@ TORCH_LIBRARY(laud_mm, m) {
   m.def(
       "dequantize(Tensor x, float scale) -> Tensor");
   m.def(
+      "patchify(Tensor x, Tensor weight, Tensor bias, Tensor? packed=None) -> Tensor");
+  m.def(
+      "depthwise_norm_patches(Tensor x, Tensor index, Tensor count, Tensor taps, Tensor bias, "
+      "int granularity, float eps) -> Tensor");
+  m.def(
+      "mlp_add_patches_(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, Tensor count, "
+      "Tensor weight1, Tensor bias1, Tensor weight2, Tensor bias2, int granularity, Tensor? "
+      "packed1=None, Tensor? packed2=None) -> ()");
+  m.def(
       "stem_conv(Tensor x, Tensor weight, Tensor bias, int stride, bool pool, Tensor? "
       "packed=None) -> Tensor");
   m.def(

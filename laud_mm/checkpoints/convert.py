@@ -5,6 +5,12 @@ from pathlib import Path
 
 import torch
 
+from laud_mm.weights.convnext import (
+    adapt_convnext,
+    is_convnext,
+    name_as_mmpretrain_convnext,
+    name_as_torchvision_convnext,
+)
 from laud_mm.weights.layout import (
     CLASSIFIER_KEYS,
     add_classifier_prefixes,
@@ -45,6 +51,21 @@ _STATIC_KEY = re.compile(
 _MASKER_KEY = re.compile(
     rf'({_RESNET_BLOCK}|{_REGNET_BLOCK})'
     r'\.masker\.((spatial|layer)\.conv|channel\.(fc[12]|conv))\.(weight|bias)$')
+_CONVNEXT_KEY = re.compile(
+    r'(features\.0\.[01]|features\.\d*[02468]\.[01]|features\.\d+\.\d+\.block\.[0235]'
+    r'|features\.\d+\.\d+\.masker\.(spatial|layer)\.conv|norm\d+|fc)\.(weight|bias)$'
+    r'|features\.\d+\.\d+\.layer_scale$')
+
+
+def _check_convnext(state_dict, masked=False):
+    """Our names for those of any ConvNeXt; refuses keys that have no place in ours."""
+    state_dict = adapt_convnext(strip_classifier_prefixes(state_dict))
+    unknown = [k for k in state_dict if not _CONVNEXT_KEY.match(k)
+               or not masked and is_masker_key(k)]
+    if unknown:
+        raise CheckpointError(f'{len(unknown)} of {len(state_dict)} keys are not those of a '
+                              f'ConvNeXt, the first being {unknown[:3]}')
+    return state_dict
 
 
 def _check_keys(state_dict, names, *patterns):
@@ -84,13 +105,17 @@ def convert_laudnet(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def convert_torchvision(state_dict):
-    """Check that the keys are those of a torchvision ResNet or RegNetY, which are ours."""
+    """Check that the keys are those of a torchvision ResNet, RegNetY or ConvNeXt: ours, mostly."""
+    if is_convnext(state_dict):
+        return _check_convnext(state_dict)
     return _check_keys(dict(state_dict), "torchvision's ResNet or RegNetY", _STATIC_KEY)
 
 
 def convert_mmpretrain(state_dict):
-    """Turn the keys of an mmpretrain ResNet or T2T-ViT-t classifier into ours."""
+    """Turn the keys of an mmpretrain ResNet, ConvNeXt or T2T-ViT-t classifier into ours."""
     plain = strip_classifier_prefixes(state_dict)
+    if is_convnext(plain):
+        return _check_convnext(plain)
     if is_t2t_vit(plain):
         return convert_mmpretrain_t2t_vit(plain)
     plain = {name_stem(key): value for key, value in plain.items()}
@@ -100,10 +125,12 @@ def convert_mmpretrain(state_dict):
 def convert_ours(state_dict):
     """Strip the prefixes of a classifier trained here; other models are refused."""
     plain = strip_classifier_prefixes(state_dict)
+    if is_convnext(plain):
+        return _check_convnext(plain, masked=True)
     if is_t2t_vit(plain):
         return check_t2t_vit(plain)
-    return _check_keys(plain, 'a LAUD-ResNet, LAUD-RegNet or LAUD-T2T-ViT', _STATIC_KEY,
-                       _MASKER_KEY)
+    names = 'a LAUD-ResNet, LAUD-RegNet, LAUD-ConvNeXt or LAUD-T2T-ViT'
+    return _check_keys(plain, names, _STATIC_KEY, _MASKER_KEY)
 
 
 # 'lasnet' is the earlier repository of LAUDNet's authors, whose names LAUDNet kept.
@@ -114,14 +141,15 @@ SOURCES = {'laud': convert_ours, 'laudnet': convert_laudnet, 'lasnet': convert_l
 
 
 def export_torchvision(state_dict):
-    """The static part of our ResNet or RegNet with torchvision's keys.
+    """The static part of our ResNet, RegNet or ConvNeXt with torchvision's keys.
 
     Raises:
         CheckpointError: For a T2T-ViT, which torchvision does not have.
     """
     if is_t2t_vit(state_dict):
         raise CheckpointError('torchvision has no T2T-ViT to convert to')
-    return {k: v for k, v in state_dict.items() if not is_masker_key(k)}
+    static = {k: v for k, v in state_dict.items() if not is_masker_key(k)}
+    return name_as_torchvision_convnext(static) if is_convnext(static) else static
 
 
 def export_mmpretrain(state_dict):
@@ -132,6 +160,9 @@ def export_mmpretrain(state_dict):
     """
     if is_t2t_vit(state_dict):
         return add_classifier_prefixes(export_mmpretrain_t2t_vit(state_dict))
+    if is_convnext(state_dict):
+        static = {k: v for k, v in state_dict.items() if not is_masker_key(k)}
+        return name_as_mmpretrain_convnext(add_classifier_prefixes(static))
     if 'layer1.0.conv1.weight' not in state_dict:
         raise CheckpointError('mmpretrain has ResNets, but no RegNetY, to convert to')
     return add_classifier_prefixes(name_as_mmpretrain(export_torchvision(state_dict)))

@@ -9,7 +9,7 @@ import torch
 
 from laud_mm.checkpoints import load_pretrained
 from laud_mm.deploy import UnitProfile, load, load_profile, write_artefact
-from laud_mm.deploy.artefact import CARD, KINDS, NETS, SMALLEST, TORCH_KINDS
+from laud_mm.deploy.artefact import CARD, KINDS, NETS, TORCH_KINDS
 from laud_mm.deploy.check import compare
 from laud_mm.deploy.onnx.runtimes import PACKAGES, need
 from laud_mm.deploy.tokens import has_tokens
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> dict:
         backbone, args.to, image_size=size, batch=args.batch, precision=args.precision,
         plan=args.plan, profile=profile, tolerance=args.tolerance, with_decisions=True,
         quantized=args.quantized)
-    batches = example_batches(backbone.in_channels, size)
+    batches = example_batches(backbone.in_channels, size, made.smallest_side)
     decisions = compare(backbone, made, batches, decided=True)
     exact = args.quantized is None  # else it differs, and some decisions flip: the card says so
     if exact:
@@ -135,13 +135,13 @@ def build_backbone(cfg: Any, checkpoint: str | None = None, prefix: str | None =
     return backbone.eval()
 
 
-def example_batches(channels: int, size: tuple[int, ...]) -> list[torch.Tensor]:
-    """Random images of several batches and sizes, the same in every call."""
+def example_batches(channels: int, size: tuple[int, ...], smallest: int) -> list[torch.Tensor]:
+    """Random images of several batches and sizes, none smaller, the same in every call."""
     generator = torch.Generator().manual_seed(0)
-    height, width = (max(n, SMALLEST) for n in size)
+    height, width = (max(n, smallest) for n in size)
     return [torch.randn(n, channels, h, w, generator=generator) for n, h, w in (
-        (1, height, width), (2, max(height // 2, SMALLEST), width),
-        (3, max(height // 2, SMALLEST) + 5, max(width // 2, SMALLEST)))]
+        (1, height, width), (2, max(height // 2, smallest), width),
+        (3, max(height // 2, smallest) + 5, max(width // 2, smallest)))]
 
 
 def expected_rates(profile: UnitProfile | None) -> dict | None:

@@ -27,10 +27,8 @@ FORMAT, VERSION = 'laud_mm artefact', 1
 TORCH_KINDS = ('aoti', 'compile')
 NETS = dict(aoti='net.pt2', compile='net.pt2', onnx='net.onnx', openvino='net.xml')
 KINDS, CARD = tuple(NETS), 'card.json'
-# A map of one position would be another graph; the last one of an image of 32 pixels is.
-SMALLEST = 33
 
-__all__ = ['Artefact', 'KINDS', 'SMALLEST', 'export_deployed', 'load', 'write_artefact']
+__all__ = ['Artefact', 'KINDS', 'export_deployed', 'load', 'write_artefact']
 
 
 def export_deployed(deployed: Any, image_size: Sequence[int] = (224, 224)
@@ -42,13 +40,13 @@ def export_deployed(deployed: Any, image_size: Sequence[int] = (224, 224)
         image_size (Sequence[int]): Of the example that is followed.
 
     Returns:
-        torch.export.ExportedProgram: Of contiguous images (N, C, H, W) of more than 32 rows
-        and columns.
+        torch.export.ExportedProgram: Of contiguous images (N, C, H, W) of at least
+        `smallest_side` rows and columns.
     """
-    example = torch.zeros(2, deployed.in_channels, *(max(n, 2 * SMALLEST) for n in image_size),
+    side = deployed.smallest_side
+    example = torch.zeros(2, deployed.in_channels, *(max(n, 2 * side) for n in image_size),
                           device=deployed.device)
-    sizes = {0: Dim('batch', min=1), 2: Dim('height', min=SMALLEST),
-             3: Dim('width', min=SMALLEST)}
+    sizes = {0: Dim('batch', min=1), 2: Dim('height', min=side), 3: Dim('width', min=side)}
     with torch.no_grad():
         return torch.export.export(deployed, (example,), dynamic_shapes=(sizes,), strict=False)
 
@@ -126,7 +124,7 @@ def describe(deployed: Any, image_size: Sequence[int]) -> dict:
         size = shape.out_size(size)
     return dict(
         inputs=[dict(name='images', dtype='float32', layout='contiguous (N, C, H, W)',
-                     channels=deployed.in_channels, smallest_side=SMALLEST)],
+                     channels=deployed.in_channels, smallest_side=deployed.smallest_side)],
         computes_in=deployed.computes_in,
         outputs=[f'stage_{index}' for index in deployed.out_indices],
         decisions=decisions if deployed.with_decisions else [],

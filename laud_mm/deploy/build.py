@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from laud_mm import ops
 from laud_mm.latency.plans import PRECISIONS, load_plan
-from laud_mm.models.backbones import LAUDBackbone
+from laud_mm.models.backbones import LAUDBackbone, LAUDConvNeXt
 from laud_mm.models.backbones.bottleneck import BottleneckBackbone
 from laud_mm.models.dynamic import FoldedConv
 from laud_mm.models.find import find_backbones
@@ -19,15 +19,16 @@ from laud_mm.specs import BottleneckShape, Case, Program
 from laud_mm.specs.arguments import check_choice, check_fraction, check_positive_int
 from laud_mm.specs.bottleneck_program import REMOVED, BottleneckRoute, can_pick
 
+from .convnext import deploy_convnext
 from .modules import (
     DeployedBackbone,
     DeployedBlock,
     DeployedConv,
     DeployedExcitation,
-    DeployedMasker,
     DeployedStem,
     DeployedWeights,
 )
+from .parts import check_plain, deploy_maskers
 from .profile import UnitProfile, load_profile
 from .quantized import QuantizedBackbone
 from .scales import Scales, load_scales
@@ -111,9 +112,11 @@ def deploy(model: nn.Module, *, image_size: Sequence[int] = (224, 224), batch: i
 
 
 def _deploy_backbone(backbone: LAUDBackbone, settings: _Settings) -> DeployedBackbone:
+    if isinstance(backbone, LAUDConvNeXt):
+        return deploy_convnext(backbone, settings)
     if not isinstance(backbone, BottleneckBackbone):
-        raise ValueError('backbone must be made of bottleneck blocks to be deployed, such as '
-                         f'LAUDResNet and LAUDRegNet, got {type(backbone).__name__}')
+        raise ValueError('backbone must be a LAUDResNet, LAUDRegNet or LAUDConvNeXt to be '
+                         f'deployed, got {type(backbone).__name__}')
     weight = next(backbone.parameters())
     precision = settings.precision
     dtype = weight.dtype if precision is None else getattr(torch, PRECISIONS[precision])
@@ -144,7 +147,7 @@ def integer_form(backbone: LAUDBackbone) -> DeployedBackbone:
 
 
 def _deploy_stem(backbone, image_size, dtype):
-    _check_plain('the stem', backbone.why_stem_is_not_plain())
+    check_plain('the stem', backbone.why_stem_is_not_plain())
     like = next(backbone.parameters()).new_empty(1, backbone.in_channels, *image_size, dtype=dtype)
     names = [op.name for op in backbone.stem_specs(image_size) if op.kind == 'conv']
     convs = dict(zip(names, map(_Traced, backbone.fold_stem(dtype))))
@@ -155,8 +158,8 @@ def _deploy_stem(backbone, image_size, dtype):
 
 def _deploy_block(block, like, owned, settings, plan):
     """Deploy a block for inputs such as `like`, which it may write over where it owns them."""
-    _check_plain(block.shape.name, block.why_not_plain())
-    parts = BlockParts(block.shape, block.fold(like.dtype), _deploy_maskers(block.masker))
+    check_plain(block.shape.name, block.why_not_plain())
+    parts = BlockParts(block.shape, block.fold(like.dtype), deploy_maskers(block.masker))
     if settings.profile is not None and block.masker is not None:
         parts = specialise(parts, settings.profile, settings.tolerance)
     shape, folded = parts.shape, parts.folded
@@ -213,17 +216,6 @@ def integer_program(shape: BottleneckShape, case: Case) -> Program:
     return shape.program(own, BottleneckRoute('listed'))
 
 
-def _deploy_maskers(maskers):
-    made = {}
-    for name, masker in () if maskers is None else maskers.named_children():
-        weight, bias = (t.clone() for t in masker.difference())
-        inner = masker.inner() if name == 'channel' else None
-        made[name] = DeployedMasker(
-            weight, bias, getattr(masker, 'window', None), getattr(masker, 'kind', None),
-            inner and tuple(t.detach().clone() for t in inner))
-    return made
-
-
 class _Traced(nn.Module):
     """A folded convolution that notes in which layout it is read."""
 
@@ -257,9 +249,3 @@ class _Traced(nn.Module):
 
     def deployed(self):
         return DeployedConv(self.weight, self.bias, self.groups, self.read)
-
-
-def _check_plain(name, reason):
-    if reason is not None:
-        raise ValueError(f'{name} must be as it was built, in evaluation and without hooks, to '
-                         f'be deployed: {reason}')

@@ -17,7 +17,6 @@ from laud_mm.models.dynamic import BottleneckRun, Excitation, StemRun, run_steps
 from laud_mm.models.dynamic.maskers import decide_channels, decide_patches
 from laud_mm.models.dynamic.precision import no_autocast
 from laud_mm.specs import BottleneckShape, Program, Size, Step
-from laud_mm.specs.bottleneck_program import REMOVED
 
 
 class DeployedConv(nn.Module):
@@ -170,7 +169,7 @@ class DeployedBlock(nn.Module):
     @property
     def writes_anew(self) -> bool:
         """Whether its output is a map of its own, or written over an input that it owns."""
-        return self.program.route != REMOVED or self.shape.downsample
+        return self.program.route.compute != 'none' or self.shape.downsample
 
     @property
     def masker(self) -> Any:
@@ -186,11 +185,16 @@ class DeployedBlock(nn.Module):
         Returns:
             tuple[Tensor, dict[str, Tensor]]: The output, and the masks by name.
         """
-        run = BottleneckRun(self, x.contiguous(memory_format=torch.channels_last), self.weights)
+        run = self.start(x.contiguous(memory_format=torch.channels_last))
         run_steps(run, self.program.deciding, self.clock)
         run.decision = run.decided()
         run_steps(run, self.program.computing, self.clock)
         return run.out, run.decision.masks()
+
+
+    def start(self, x: Tensor) -> Any:
+        """What its steps read and write."""
+        return BottleneckRun(self, x, self.weights)
 
 
 class _Named:
@@ -228,7 +232,9 @@ class DeployedStem(nn.Module):
         """Height and width that it makes of those of images."""
         for step in self.steps:
             for op in (step.op, *step.inner) if step.kind != 'relu' else ():
-                size = tuple((n - 1) // op.stride + 1 for n in size)
+                # Of windows side by side, those that the map does not fill are left out.
+                padded = 0 if step.kind == 'patchify' else op.stride - 1
+                size = tuple((n + padded) // op.stride for n in size)
         return size
 
 
@@ -244,6 +250,8 @@ class DeployedBackbone(nn.Module):
         dtype (torch.dtype): What it computes in.
         with_decisions (bool): Whether decisions are returned too.
     """
+    # A map of one position would be another graph; the last one of an image of 32 pixels is.
+    smallest_side = 33
 
     def __init__(self, stem: DeployedStem, stages: Sequence[Sequence[nn.Module]],
                  out_indices: Sequence[int], dtype: torch.dtype, with_decisions: bool = False):

@@ -13,6 +13,8 @@ from laud_mm.models.backbones import LAUDT2TViT
 from laud_mm.models.dynamic.plain import is_hooked
 from laud_mm.specs import token_grid
 
+from .modules import DeployedBackbone
+
 
 class TokenBackbone(nn.Module):
     """A copy of a T2T-ViT, in evaluation, with what cards and checks ask of deployed networks.
@@ -26,6 +28,8 @@ class TokenBackbone(nn.Module):
     Raises:
         ValueError: If the net computes in another type, or a module is not as it was built.
     """
+
+    smallest_side = DeployedBackbone.smallest_side
 
     def __init__(self, net: LAUDT2TViT, with_decisions: bool = False):
         super().__init__()

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from laud_mm.specs import BlockSpec, Rates
+from laud_mm.specs import BlockSpec, NetworkSpec, Rates
 from laud_mm.utils.files import write_json
 
 from .analytic import AnalyticPredictor, block_rates, check_batch
@@ -68,6 +68,14 @@ class CalibratedPredictor:
                   for block, rate, own, dense in zip(network.blocks, rates, blocks[1:],
                                                      static_blocks[1:])),
             blocks[0], about or {}, static_blocks[0])
+
+    def knows(self, network: NetworkSpec, batch: int = 1) -> bool:
+        """Whether the calibration has every kind of step of a backbone, skipping and static."""
+        calls = [*network.outside_calls(batch, self._fused), *network.outside_calls(batch)]
+        for block in network.blocks:
+            calls += block.calls(block.expected_rates(0.5), batch, **self._case)
+            calls += block.static_calls(batch, **self._case)
+        return {call.kind for call in calls} <= {key.split('/')[0] for key in self.model.weights}
 
     def route_ms(self, block: BlockSpec, batch: int, route: Any, rates: Rates | None) -> float:
         """Latency of one block on one of its routes, weights from far away."""

@@ -120,7 +120,8 @@ def _list_positions(step, work, batch):
     return _stream(2 * step.in_rows, work.samples / batch)
 
 
-@launches('copy_map', 'take_samples', 'put_samples', 'mask_channels', 'norm_map')
+@launches('copy_map', 'take_samples', 'put_samples', 'mask_channels', 'norm_map',
+          'channel_norm')
 def _copy_map(step, work, batch):
     return _stream(2 * step.out_rows * step.op.out_channels, work.samples / batch)
 
@@ -152,6 +153,24 @@ def _patches_add(step, work, batch):
         per_image = math.ceil(work.patches / max(work.computing, 1) - 1e-9)
         add = ScatterAdd(op.out_channels, op.out_size, side, per_image)
     return [*conv, *_on(add, work.computing, batch, launches=0)]
+
+
+@launches('depthwise_norm_rows')
+def _depthwise_patches(step, work, batch):
+    rows = _patches(step, work, batch)
+    norm = Stream(2 * work.patches * step.patch_rows / batch * step.op.out_channels)
+    return [*rows, Launch('', norm)]
+
+
+@launches('mlp_rows_add')
+def _mlp_patches(step, work, batch):
+    op = step.op
+    back = replace(step, op=replace(op, in_channels=op.out_channels,
+                                    out_channels=op.in_channels))
+    side = min(step.patch, max(op.out_size))
+    between = Stream(2 * work.patches * step.patch_rows / batch * op.out_channels)
+    return [*_conv(step, work, batch, side, work.patches, work.computing, gathered=True),
+            Launch('', between), *_patches_add(back, work, batch)]
 
 
 @launches('excite', 'excite_masked', 'excite_rows', 'picked_excite')
@@ -198,8 +217,8 @@ def _stem(step, work, batch):
     return [Launch('', dense_kernel(op), work.samples / batch) for op in (step.op, *step.inner)]
 
 
-@launches('conv7x7', 'conv1x1', 'conv3x3', 'conv3x3_grouped', 'maxpool', 'avgpool',
-          'tokens_to_token')
+@launches('conv7x7', 'conv1x1', 'conv3x3', 'conv3x3_grouped', 'maxpool', 'avgpool', 'patchify',
+          'depthwise_conv', 'pointwise', 'tokens_to_token')
 def _dense(step, work, batch):
     return [Launch('', dense_kernel(step.op), work.samples / batch)]
 
@@ -211,7 +230,7 @@ def _relu(step, work, batch):
     return _copy_map(step, work, batch)
 
 
-@launches('add_relu', 'add_masked_relu')
+@launches('add_relu', 'add_masked_relu', 'add_map', 'add_masked_map')
 def _add(step, work, batch):
     return [Launch('', Add(step.op.out_channels, step.op.out_size), work.samples / batch)]
 

@@ -5,7 +5,7 @@ What this project's executors run is priced from programs instead, see `kernel_t
 import math
 from dataclasses import dataclass, replace
 
-from laud_mm.specs import Rates, TransformerShape
+from laud_mm.specs import BottleneckShape, Rates, TransformerShape
 from laud_mm.specs.arguments import check_choice
 
 from .kernels import (
@@ -99,10 +99,13 @@ def check_fusions(fusions):
 
 
 def check_published(block):
-    """Refuse a bottleneck that the papers' predictor does not know."""
+    """Refuse a block that the papers' predictor does not know."""
     shape = block.shape
     if isinstance(shape, TransformerShape):
         return
+    if not isinstance(shape, BottleneckShape):
+        raise ValueError('network must be a ResNet, RegNet or T2T-ViT for the published predictor, '
+                         f'got a {type(shape).__name__}: predict without published')
     if len(shape.paradigms) > 1:
         raise ValueError(f'paradigm {shape.paradigm!r} is not part of the published predictor, '
                          "which knows 'layer', 'channel', 'spatial' and None: predict without "

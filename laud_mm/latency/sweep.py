@@ -166,12 +166,12 @@ def stage_granularity(shapes):
         shapes (Iterable[BottleneckShape | TransformerShape]): Of a network's blocks.
     """
     sides = dict(spatial='spatial_granularity', channel='channel_granularity')
-    first: dict = {}
+    found: dict = {}
     for shape in shapes:
-        first.setdefault(shape.stage, shape)
-    found = [next((getattr(shape, side) for paradigm, side in sides.items()
-                   if paradigm in shape.paradigms), None) for shape in first.values()]
-    return found if any(found) else None
+        own = next((getattr(shape, side) for paradigm, side in sides.items()
+                    if paradigm in shape.paradigms), None)
+        found[shape.stage] = found.get(shape.stage) or own
+    return list(found.values()) if any(found.values()) else None
 
 
 def best_granularity(predictors, setting, candidates=None, tolerance=0.02):

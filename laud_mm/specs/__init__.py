@@ -6,6 +6,13 @@ from .configs import (
     find_backbone_config,
     is_detector,
 )
+from .convnext import (
+                       ConvNeXtShape,
+                       DownsampleShape,
+                       convnext_shapes,
+                       convnext_spec,
+                       convnext_stem_specs,
+)
 from .families import (
                        FAMILIES,
                        NETWORKS,
@@ -30,10 +37,12 @@ from .t2t_vit import (
                        token_grid,
 )
 
-__all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'Case', 'FAMILIES', 'Family', 'Loop',
+__all__ = ['BlockSpec', 'BottleneckShape', 'CHANNEL_MASKERS', 'Case', 'ConvNeXtShape',
+           'DownsampleShape', 'FAMILIES', 'Family', 'Loop',
            'NETWORKS', 'NetworkSpec', 'OpSpec', 'PARADIGMS', 'Program', 'Rates', 'STEP_KINDS',
            'Size', 'Step', 'StepCall', 'StepKind', 'TRANSFORMER_PARADIGMS', 'TransformerShape',
-           'Work', 'backbone_spec', 'configured_size', 'dense_steps', 'dynamic_flops', 'family_of',
+           'Work', 'backbone_spec', 'configured_size', 'convnext_shapes', 'convnext_spec',
+           'convnext_stem_specs', 'dense_steps', 'dynamic_flops', 'family_of',
            'find_backbone_config', 'is_detector', 'network_spec',
            'token_grid', 'regnet_shapes', 'regnet_spec', 'regnet_stem_specs', 'register_family',
            'resnet_shapes', 'resnet_spec', 'resnet_stem_specs', 'static_flops', 't2t_stem_specs',

@@ -91,6 +91,8 @@ class BottleneckShape:
     masker_reduction: int = 16
     mask_before_norm: bool = False
 
+    halo = True  # conv1 has to run around the patches that conv2 reads
+
     def __post_init__(self):
         object.__setattr__(self, 'paradigms', paradigm_set(self.paradigms, PARADIGMS))
         if self.mask_before_norm and (self.groups > 1 or self.se_channels):

@@ -2,6 +2,7 @@
 import re
 
 from .bottleneck import PARADIGMS
+from .convnext import CONVNEXT_ARCHS, CONVNEXT_PARADIGMS, convnext_spec
 from .families import Family, register_family
 from .regnet import ARCHS, regnet_spec
 from .resnet import EXPANSION, STAGE_BLOCKS, resnet_spec
@@ -96,6 +97,24 @@ def infer_t2t_vit(weights, num_heads=None):
                        if f'{last}.{p}.fc.weight' in weights) or None)
 
 
+def infer_convnext(weights):
+    """Arguments of the `LAUDConvNeXt` that has these weights; None if none has."""
+    if 'features.1.0.block.0.weight' not in weights:
+        return None
+    depths = _count_blocks(weights, r'features\.(\d+)\.(\d+)\.block\.0\.weight')
+    first = [f'features.{2 * stage + 1}.0' for stage in range(len(depths))]
+    channels = tuple(len(weights[f'{block}.block.0.weight']) for block in first)
+    arch = next((name for name, own in CONVNEXT_ARCHS.items()
+                 if own == dict(depths=depths, channels=channels)),
+                dict(depths=depths, channels=channels))
+    kinds = [tuple(p for p in CONVNEXT_PARADIGMS if f'{block}.masker.{p}.conv.weight' in weights)
+             or None for block in first]
+    settings = {} if f'{first[0]}.layer_scale' in weights else dict(layer_scale_init_value=0.0)
+    return dict(
+        arch=arch, in_channels=weights['features.0.0.weight'].shape[1], paradigm=kinds,
+        out_indices=[i for i in range(len(depths)) if f'norm{i}.weight' in weights], **settings)
+
+
 def _draw_skipping(rng):
     return dict(paradigm=rng.choice(PARADIGMS), channel_granularity=rng.choice((1, 2, 2, 4)),
                 spatial_granularity=rng.choice(((4, 4, 2, 1), (8, 4, 7, 1), (2, 2, 2, 2),
@@ -123,6 +142,15 @@ def _draw_t2t_vit(rng):
                 paradigm=rng.choice((*TRANSFORMER_PARADIGMS, TRANSFORMER_PARADIGMS)))
 
 
+def _draw_convnext(rng):
+    width = rng.choice((32, 48, 64, 96))
+    return dict(arch=dict(depths=(rng.randint(1, 3), rng.randint(1, 3), rng.randint(2, 9),
+                                  rng.randint(1, 3)),
+                          channels=tuple(width * 2**stage for stage in range(4))),
+                paradigm=rng.choice(CONVNEXT_PARADIGMS), gap_before_final_norm=False,
+                spatial_granularity=rng.choice(((4, 4, 2, 1), (8, 4, 7, 1), (2, 2, 2, 2))))
+
+
 register_family(Family(
     'LAUDResNet', 'LAUD-ResNet', {f'resnet{depth}': dict(depth=depth) for depth in STAGE_BLOCKS},
     resnet_spec, ('depth', 'in_channels', 'base_channels', 'stem_channels', 'num_stages',
@@ -140,3 +168,9 @@ register_family(Family(
     'LAUDT2TViT', 'LAUD-T2T-ViT', {arch: dict(arch=arch) for arch in T2T_VIT_ARCHS},
     t2t_vit_spec, ('arch', 'in_channels', 'token_dim', 't2t_type'), TRANSFORMER_PARADIGMS,
     infer=infer_t2t_vit, draw=_draw_t2t_vit))
+register_family(Family(
+    'LAUDConvNeXt', 'LAUD-ConvNeXt',
+    {f'convnext_{arch}': dict(arch=arch) for arch in CONVNEXT_ARCHS}, convnext_spec,
+    ('arch', 'in_channels', 'spatial_granularity'), CONVNEXT_PARADIGMS,
+    ('spatial_granularity',), {'': dict(spatial_granularity=(4, 4, 2, 1))}, infer_convnext,
+    _draw_convnext))

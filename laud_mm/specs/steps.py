@@ -307,6 +307,24 @@ STEP_KINDS: dict[str, StepKind] = dict(
         lambda s, w: (w.samples, s.in_rows, s.op.in_channels, s.op.out_channels)),
     add_relu=StepKind(('rows', 'channels'), _map),
     add_masked_relu=StepKind(('rows', 'channels'), _map),
+    # Channels-last maps with norms over the channels of each position (ConvNeXt). A convolution
+    # on windows side by side is a matrix product of their values.
+    patchify=StepKind(
+        ('rows', 'inputs', 'outputs'),
+        lambda s, w: (w.samples * s.out_rows, s.op.in_channels * s.op.kernel_size**2,
+                      s.op.out_channels), lambda s, w: (s.op.kernel_size,), ('patchify',)),
+    channel_norm=StepKind(('rows', 'channels'), _map),
+    depthwise_conv=StepKind(('rows', 'channels'), _map, calls=('conv_map',)),
+    pointwise=StepKind(('rows', 'inputs', 'outputs'), lambda s, w: _dense(s, w)[:3]),
+    add_map=StepKind(('rows', 'channels'), _map),
+    add_masked_map=StepKind(('rows', 'channels'), _map),
+    depthwise_norm_rows=StepKind(
+        ('rows', 'channels'), lambda s, w: (_patches(s, w), s.op.out_channels),
+        calls=('depthwise_norm_patches',)),
+    mlp_rows_add=StepKind(
+        ('rows', 'channels', 'hidden'),
+        lambda s, w: (_patches(s, w), s.op.in_channels, s.op.out_channels),
+        calls=('mlp_add_patches_',)),
     # Tokens of a transformer.
     tokens_to_token=StepKind(
         ('samples', 'positions', 'inputs', 'outputs'),

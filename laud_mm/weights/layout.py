@@ -2,6 +2,7 @@
 import re
 from dataclasses import dataclass
 
+from .convnext import adapt_convnext
 from .safe import CheckpointError
 
 _SHOWN = 5  # keys named in a message
@@ -22,6 +23,7 @@ def add_classifier_prefixes(state_dict, backbone='backbone.'):
     Returns:
         dict[str, Tensor]: Keys under `backbone` and 'head.'.
     """
+    state_dict = adapt_convnext(state_dict)
     if any(key.startswith(('backbone.', 'head.')) for key in state_dict):
         return dict(state_dict)
     return {f'head.{key}' if key.startswith(CLASSIFIER_KEYS) else backbone + key: value
@@ -63,7 +65,7 @@ def rename_keys(state_dict, own):
 
     Maskers of layer skipping were called `spatial` as those of patches are. mmpretrain's
     ResNet-C and D name their stem otherwise, and have no pool, and so other indices, in a
-    shortcut that pools nothing.
+    shortcut that pools nothing. Its ConvNeXt's names differ, see `adapt_convnext`.
 
     Args:
         state_dict (dict[str, Tensor]): A backbone's weights.
@@ -72,6 +74,8 @@ def rename_keys(state_dict, own):
     Returns:
         dict[str, Tensor]: The weights, with the backbone's keys where it has such.
     """
+    state_dict = adapt_convnext(state_dict)
+
     def name(key):
         block, _, rest = key.partition('.downsample.')
         conv = f'{block}.downsample.0.weight'

@@ -40,8 +40,8 @@ def load_pretrained(backbone: Any, checkpoint: str, prefix: str | None = None,
                     map_location: str = 'cpu') -> None:
     """Load a backbone's weights as `init_cfg=dict(type='Pretrained', ...)` says.
 
-    Maskers that the checkpoint does not hold keep their fresh weights, and keys
-    that are not the backbone's are left aside; both are logged by name.
+    Maskers that the checkpoint does not hold, and norms of a ConvNeXt's inner stages, keep their
+    fresh weights, and keys that are not the backbone's are left aside; both are logged by name.
 
     Args:
         backbone (LAUDBackbone): Loaded in place, all of it or nothing.
@@ -57,10 +57,9 @@ def load_pretrained(backbone: Any, checkpoint: str, prefix: str | None = None,
     weights = rename_keys(read_backbone(checkpoint, prefix, map_location), own)
     # Older checkpoints lack the counters of batch norms, which inference does not read.
     missing = [k for k in own if k not in weights and not k.endswith('num_batches_tracked')]
-    own_ids = {id(p) for masker in backbone.maskers() for p in masker.parameters()}
-    maskers = {name for name, p in backbone.named_parameters() if id(p) in own_ids}
-    fresh = [k for k in missing if k in maskers]
-    static = [k for k in missing if k not in maskers]
+    may_lack = backbone.starts_fresh()
+    fresh = [k for k in missing if k in may_lack]
+    static = [k for k in missing if k not in may_lack]
     shapes = [f'{k}: {tuple(weights[k].shape)}, the backbone has {tuple(own[k].shape)}'
               for k in own if k in weights and weights[k].shape != own[k].shape]
     if static or shapes:
@@ -73,7 +72,7 @@ def load_pretrained(backbone: Any, checkpoint: str, prefix: str | None = None,
     loaded, aside = [k for k in own if k in weights], [k for k in weights if k not in own]
     print_log('\n'.join([
         f'{checkpoint}: loaded {len(loaded)} of {len(own)} weights of the backbone',
-        *_listed('maskers that it does not hold start fresh', fresh),
+        *_listed('maskers and output norms that it does not hold start fresh', fresh),
         *_listed("not the backbone's, left aside", aside)]), logger='current')
 
 

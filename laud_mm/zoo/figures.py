@@ -84,7 +84,7 @@ def figures_of(entry: Entry, devices: dict[str, str] | None = None,
         latency[device] = (report.static_latency_per_image_ms, report.latency_per_image_ms, batch)
     # A calibration is of the batch that detectors and users of one image have.
     if entry.data in ('in1k', 'coco'):
-        for predictor in calibrated:
+        for predictor in (p for p in calibrated if p.knows(network)):
             report = predictor.predict(network, rate, 1)
             stamp = predictor.stamp
             name = f'{stamp["name"]} ({stamp["threads"]} threads), calibrated'

@@ -15,7 +15,7 @@ MULTIPLIERS = dict(faster_rcnn=0.5, retinanet=0.2, mask_rcnn=0.5, ddq_detr=0.1, 
 CONFIGS = sorted(path for detector in MULTIPLIERS for path in (
     Path(__file__).resolve().parents[2] / 'configs').glob(f'{detector}_*.py'))
 # <detector>_laud_<backbone>[_<paradigm>[_<s or g of each stage>]_t<tenths>]
-NAME = re.compile(r'(?P<detector>\w+)_laud_(?P<backbone>r50|r101|y400mf|y800mf)'
+NAME = re.compile(r'(?P<detector>\w+)_laud_(?P<backbone>r50|r101|y400mf|y800mf|convnext_t)'
                   r'(_(?P<paradigm>layer|spatial_s|channel_g)(?P<granularity>\d{4})?'
                   r'_t0(?P<target>\d))?')
 NAMED = {path: NAME.fullmatch(path.stem) for path in CONFIGS if 'laud_demo' not in path.stem}
@@ -53,7 +53,8 @@ def test_a_name_says_what_the_config_holds(path):
     name, cfg = NAMED[path], load(path)
     assert name, f'{path.stem} is not named by the rule in model_zoo.md'
     backbone, activation = cfg.model.backbone, cfg.default_hooks.activation
-    arch = {'r50': 50, 'r101': 101, 'y400mf': 'regnety_400mf', 'y800mf': 'regnety_800mf'}
+    arch = {'r50': 50, 'r101': 101, 'y400mf': 'regnety_400mf', 'y800mf': 'regnety_800mf',
+            'convnext_t': 'tiny'}
     assert backbone.get('depth', backbone.get('arch')) == arch[name['backbone']]
     paradigm = (name['paradigm'] or 'layer').split('_')[0]
     assert backbone.paradigm == paradigm
@@ -63,7 +64,7 @@ def test_a_name_says_what_the_config_holds(path):
     pretrained = backbone.init_cfg.checkpoint
     assert pretrained == 'torchvision://' + {
         'r50': 'resnet50', 'r101': 'resnet101', 'y400mf': 'regnet_y_400mf',
-        'y800mf': 'regnet_y_800mf'}[name['backbone']]
+        'y800mf': 'regnet_y_800mf', 'convnext_t': 'convnext_tiny'}[name['backbone']]
 
 
 @each_named

@@ -18,7 +18,7 @@ pytest.importorskip('mmpretrain')
 FOLDER = Path(__file__).resolve().parents[2] / 'configs'
 IN1K, DIGITS = sorted(FOLDER.glob('*_in1k.py')), sorted(FOLDER.glob('*_digits*.py'))
 # laud_<network>_<what is skipped>[_<granularity>]_t<target>_<data>
-NAME = re.compile(r'laud_(?P<network>resnet\d+|regnety_[\d.]+[mg]f|t2t_vit_\d+)_'
+NAME = re.compile(r'laud_(?P<network>resnet\d+|regnety_[\d.]+[mg]f|t2t_vit_\d+|convnext_[a-z]+)_'
                   r'(?P<paradigm>layer|channel|spatial|both|token|head|all)'
                   r'(_(?P<unit>[gs])(?P<granularity>\d{4}))?_t(?P<target>\d\d)_in1k')
 BATCH = {'resnet101': 512, 't2t_vit_14': 512, 't2t_vit_19': 512, 't2t_vit_24': 512}  # others 1024
@@ -26,8 +26,11 @@ parametrize = pytest.mark.parametrize('path', IN1K + DIGITS, ids=lambda p: p.ste
 
 
 def shrink(cfg):
-    """Make a ResNet narrow; the others are small enough."""
+    """Make a ResNet or a ConvNeXt narrow; the others are small enough."""
     backbone = cfg.model.backbone
+    if backbone.type == 'laud_mm.LAUDConvNeXt':
+        backbone.arch = dict(depths=(1, 1, 2, 1), channels=(16, 24, 32, 40))
+        cfg.model.head.in_channels = 40
     if backbone.type == 'laud_mm.LAUDResNet':
         backbone.base_channels = 8
         cfg.model.head.in_channels = 256
@@ -89,7 +92,8 @@ def test_a_dumped_config_is_the_same(path, tmp_path):
 def test_the_name_says_what_the_config_does(path):
     cfg, name = Config.fromfile(path), NAME.fullmatch(path.stem)
     backbone, network = cfg.model.backbone, name['network']
-    own = {'LAUDResNet': lambda: f'resnet{backbone.depth}'}.get(
+    own = {'LAUDResNet': lambda: f'resnet{backbone.depth}',
+           'LAUDConvNeXt': lambda: f'convnext_{backbone.arch}'}.get(
         backbone.type.removeprefix('laud_mm.'), lambda: backbone.arch)()
     assert own == network
     expected = ('token', 'head', 'layer') if name['paradigm'] == 'all' else name['paradigm']
@@ -125,8 +129,11 @@ def test_the_recipe_is_the_papers(path):
         assert optimizer.type == 'AdamW' and cfg.train_cfg.max_epochs == 150
         return
     assert cfg.train_cfg.max_epochs == 100
-    assert settings(optimizer) == dict(type='SGD', lr=0.01 * batch / 128, momentum=0.9,
-                                       nesterov=True, weight_decay=5e-5)
+    if network.startswith('convnext'):
+        assert settings(optimizer) == dict(type='AdamW', lr=2e-4, weight_decay=0.05)
+    else:
+        assert settings(optimizer) == dict(type='SGD', lr=0.01 * batch / 128, momentum=0.9,
+                                           nesterov=True, weight_decay=5e-5)
     assert settings(cfg.default_hooks.activation) == dict(
         type='laud_mm.ActivationHook', target=0.5, weight=10.0, bounds=True,
         temperature=dict(type='exponential', start=5.0, end=0.1))
@@ -148,6 +155,8 @@ def test_every_network_has_its_paradigms():
     transformer = {'token', 'head', 'layer', 'all'}
     assert all(found.pop(f'regnety_{size}') == cnn for size in ('400mf', '800mf', '1.6gf', '3.2gf'))
     assert all(found.pop(f't2t_vit_{depth}') == transformer for depth in (14, 19, 24))
+    assert all(found.pop(f'convnext_{arch}') == cnn - {'channel2222'}
+               for arch in ('tiny', 'small'))
     assert set(found) == {'resnet50', 'resnet101'}
 
 

@@ -8,13 +8,14 @@ from torch import nn
 
 from laud_mm.evaluation import configured_target
 from laud_mm.models import backbones
-from laud_mm.models.backbones import LAUDRegNet, LAUDResNet, LAUDT2TViT
+from laud_mm.models.backbones import LAUDConvNeXt, LAUDRegNet, LAUDResNet, LAUDT2TViT
 from laud_mm.registry import HOOKS, MODELS
 from laud_mm.specs import FAMILIES, backbone_spec, family_of, find_backbone_config
 
-from ..conftest import ROOT, TINY_REGNET, TINY_T2T
+from ..conftest import ROOT, TINY_CONVNEXT, TINY_REGNET, TINY_T2T
 
 SMALL = {LAUDResNet: dict(depth=50, base_channels=8), LAUDRegNet: dict(arch=TINY_REGNET),
+         LAUDConvNeXt: dict(arch=TINY_CONVNEXT),
          LAUDT2TViT: dict(arch=TINY_T2T, img_size=64, token_dim=16)}
 BACKBONES = pytest.mark.parametrize('cls', SMALL, ids=lambda cls: cls.__name__)
 

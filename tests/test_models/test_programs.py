@@ -151,11 +151,28 @@ def read_scatter_add_tokens_(out, index, rows):
     return [('scatter_tokens', tuple(rows.shape))]
 
 
+def read_patchify(x, weight, bias, packed=None):
+    side = weight.shape[2]
+    rows = len(x) * math.prod(n // side for n in x.shape[2:])
+    return [('patchify', (rows, side**2 * x.shape[1], len(weight)))]
+
+
+def read_depthwise_norm_patches(x, index, count, taps, bias, side, eps):
+    return [('depthwise_norm_rows', (int(count) * _area(x.shape[2:], side), x.shape[1]))]
+
+
+def read_mlp_add_patches_(out, identity, rows, index, count, weight1, bias1, weight2, bias2, side,
+                          packed1=None, packed2=None):
+    return [('mlp_rows_add', (int(count) * _area(out.shape[2:], side), out.shape[1],
+                              len(weight1)))]
+
+
 def read_convolution(x, weight, bias, stride, *_):
     n, (height, width), taps = len(x), x.shape[2:], weight.shape[2]
     rows = n * math.prod((side - 1) // stride[0] + 1 for side in (height, width))
     return [(f'conv{taps}x{taps}', (rows, x.shape[1], len(weight), n * height * width)),
             ('conv3x3_grouped', (rows, x.shape[1], weight.shape[1], n * height * width)),
+            ('depthwise_conv', (rows, len(weight))),
             ('channel_masker', ())]  # one kind has a convolution inside
 
 

@@ -52,6 +52,12 @@ def sample_arguments():
         quantize=dict(x=x, scale=0.1),
         dequantize=dict(x=x8, scale=0.1),
         conv_map=dict(x=x, weight=weight2[:, :6], bias=bias, stride=2, groups=2),
+        patchify=dict(x=x, weight=weight2[..., :2, :2], bias=bias),
+        depthwise_norm_patches=dict(patches, x=x, taps=torch.randn(7, 7, 12), bias=bias,
+                                    eps=1e-6),
+        mlp_add_patches_=dict(
+            patches, out=x, identity=x.clone(), rows=rows, weight1=weight3, bias1=bias3,
+            weight2=weight3.transpose(0, 1).contiguous(), bias2=bias),
         stem_conv=dict(x=x, weight=weight2, bias=bias, stride=2, pool=True),
         max_pool=dict(x=x, kernel_size=3, stride=2),
         average_pool=dict(x=x, kernel_size=2),

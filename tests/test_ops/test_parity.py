@@ -91,6 +91,38 @@ def test_the_convolutions_of_a_block_equal_their_references(data):
     assert_close(actual, expected, dtype)
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_the_branch_of_a_convnext_block_equals_its_references(data):
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    dtype = draw(*TOLERANCE)
+    n, height, width = (data.draw(st.integers(1, high)) for high in (3, 24, 24))
+    channels, hidden, kernel = draw(3, 16, 40, 70), draw(16, 50, 160), draw(3, 5, 7)
+    s = draw(1, 2, 3, 4, 7, 8, 99, ops.WHOLE)
+    grid = (1, 1) if s == ops.WHOLE else (-(-height // s), -(-width // s))
+    index, count = ops.active_patches(torch.rand(n, *grid) < draw(0, 0.3, 0.6, 1))
+    x = channels_last(torch.randn(n, channels, height, width, dtype=dtype))
+    taps = torch.randn(kernel, kernel, channels, dtype=dtype) / kernel
+    args = (x, index, count, taps, torch.randn(channels, dtype=dtype), s, 1e-3)
+    rows, expected = (run(*args)[:int(count)] for run in (
+        ops.depthwise_norm_patches, ops.depthwise_norm_patches.reference))
+    assert_close(rows, expected, dtype)
+    if min(height, width) >= kernel:
+        conv = random_conv(hidden, channels, kernel, dtype)
+        assert_close(ops.patchify(x, *conv, draw(None, ops.pack_patchify(*conv))),
+                     ops.patchify.reference(x, *conv), dtype)
+    rows = torch.cat([expected, expected.new_zeros(len(index) - int(count), *rows.shape[1:])])
+    layers = *random_conv(hidden, channels, 1, dtype), *random_conv(channels, hidden, 1, dtype)
+    packed = draw({}, dict(packed1=FoldedConv(*layers[:2]).packed,
+                           packed2=FoldedConv(*layers[2:]).packed))
+    actual, expected = x.clone(), x.clone()
+    ops.mlp_add_patches_(actual, x, rows, index, count, *layers, s, **packed)
+    ops.mlp_add_patches_.reference(expected, x, rows, index, count, *layers, s)
+    assert_close(actual, expected, dtype)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_listing_equals_its_reference(data):

@@ -1,4 +1,5 @@
 """latency.py plan: which program of every block is the fastest here."""
+from laud_mm.specs import NETWORKS, PARADIGMS, family_of
 from laud_mm.utils.tables import text_table
 
 from .shared import add_config, add_networks, bench_settings, track
@@ -30,6 +31,12 @@ def run(args):
     if args.threads:
         torch.set_num_threads(args.threads)
     settings = bench_settings(args, rates=[1.0], batches=[1])
+    for setting in settings:
+        family = NETWORKS[setting.network] if setting.backbone is None \
+            else family_of(setting.backbone)
+        if family.paradigms != PARADIGMS:
+            raise ValueError('network must be a ResNet or RegNet to be planned for, got '
+                             f'{setting.network!r}')
     backbones = [setting.build(plan=None) for setting in settings]
     made = make_plan(backbones, tuple(args.size), args.batch, args.device, args.precision,
                      args.rate or MEASURED_RATES, args.expected_rate, repeats=args.repeats,

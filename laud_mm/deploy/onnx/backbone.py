@@ -9,6 +9,7 @@ import torch
 from laud_mm.specs.arguments import check_choice
 from laud_mm.version import __version__
 
+from ..convnext import DeployedConvNeXt
 from ..tokens import TokenBackbone
 from .blocks import SKIPS, BlockGraph, add_stem
 from .graph import Graph, value
@@ -36,6 +37,9 @@ def onnx_model(deployed: Any, skip: str = 'gather') -> Any:
         ValueError: If `skip` is none of these, or the backbone has no such form.
     """
     check_choice('skip', skip, SKIPS)
+    if isinstance(deployed, DeployedConvNeXt):
+        raise ValueError('backbone must be a LAUDResNet, LAUDRegNet or LAUDT2TViT for ONNX, got '
+                         'LAUDConvNeXt')
     if deployed.dtype != torch.float32:
         raise ValueError('precision must be fp32 for ONNX, whose runtimes choose what they '
                          f'compute in, got {deployed.dtype}')

@@ -135,6 +135,11 @@ class LAUDBackbone(BaseModule):
         """The maskers of all dynamic blocks."""
         return [m for m in self.modules() if isinstance(m, MaskerSet)]
 
+    def starts_fresh(self) -> set[str]:
+        """Names of parameters that a checkpoint of the static network need not hold."""
+        own = {id(p) for masker in self.maskers() for p in masker.parameters()}
+        return {name for name, p in self.named_parameters() if id(p) in own}
+
     def set_temperature(self, temperature: float) -> None:
         """Set the Gumbel temperature of every masker."""
         for masker in self.maskers():
@@ -324,13 +329,14 @@ _UNUSED = dict(dcn=None, stage_with_dcn=False, plugins=None, drop_path_rate=0.0,
                avg_down=False, pretrained=None)
 
 
-def check_unused(name, unused, init_cfg):
+def check_unused(name, unused, init_cfg, own=()):
     """Take arguments of the frameworks' backbones where they ask for nothing.
 
     Args:
         name (str): Name of the backbone's class.
         unused (dict): Arguments that the backbone does not know.
         init_cfg (dict | list[dict] | None): Its `init_cfg`.
+        own (Mapping): More such arguments, of this kind of backbone, with what they must be.
 
     Returns:
         dict | list[dict] | None: `init_cfg`; where `pretrained` names a checkpoint, the config
@@ -340,15 +346,16 @@ def check_unused(name, unused, init_cfg):
         ValueError: If an argument asks for something.
         TypeError: If no backbone has such an argument.
     """
+    nothing = {**_UNUSED, **dict(own)}
     for field, value in unused.items():
-        if field not in _UNUSED:
+        if field not in nothing:
             raise TypeError(f'{name} got an unexpected keyword argument {field!r}')
         if field == 'pretrained' and isinstance(value, str) and init_cfg is None:
             init_cfg = dict(type='Pretrained', checkpoint=value)
             continue
         each = value if isinstance(value, (list, tuple)) else [value]
-        if any(one != _UNUSED[field] for one in each):
+        if any(one != nothing[field] for one in each):
             allowed = ', or a checkpoint without init_cfg,' * (field == 'pretrained')
-            raise ValueError(f'{field} must be {_UNUSED[field]!r}{allowed} for {name}, '
+            raise ValueError(f'{field} must be {nothing[field]!r}{allowed} for {name}, '
                              f'got {value!r}')
     return init_cfg

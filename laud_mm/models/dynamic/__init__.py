@@ -1,6 +1,7 @@
 """Dynamic execution: maskers make Decisions, executors obey them."""
 from .bottleneck_run import BottleneckRun, StemRun
 from .control import force_rate, override_decisions, replay
+from .convnext import DownsampleRun, FoldedConvNeXt, fold_convnext, fold_downsampling
 from .decision import Decision, Masks, TransformerDecision, decision_rates, expand_patches, halo
 from .excitation import Excitation, SqueezeExcitation
 from .execution import (
@@ -20,10 +21,10 @@ from .record import ActivationCost, ActivationRecord, BlockActivity
 from .run_table import RUN_TABLE, runs
 
 __all__ = ['ActivationCost', 'ActivationRecord', 'BlockActivity', 'BlockMasker', 'BottleneckRun',
-           'ChannelMasker', 'Decision', 'Excitation', 'Execution', 'FoldCache',
-           'FoldedBottleneck', 'FoldedConv', 'ForwardPass', 'MaskerSet', 'Masks', 'PassWatch',
-           'RUN_TABLE',
-           'SpatialMasker', 'SqueezeExcitation', 'StemRun', 'TransformerDecision',
-           'current_execution', 'current_pass', 'decision_rates', 'executing', 'expand_patches',
-           'fold_conv_norm', 'force_rate', 'forward_pass', 'gumbel_decide', 'halo',
-           'override_decisions', 'replay', 'run_masked', 'run_program', 'run_steps', 'runs']
+           'ChannelMasker', 'Decision', 'DownsampleRun', 'Excitation', 'Execution', 'FoldCache',
+           'FoldedBottleneck', 'FoldedConv', 'FoldedConvNeXt', 'ForwardPass', 'MaskerSet', 'Masks',
+           'PassWatch', 'RUN_TABLE', 'SpatialMasker', 'SqueezeExcitation', 'StemRun',
+           'TransformerDecision', 'current_execution', 'current_pass', 'decision_rates',
+           'executing', 'expand_patches', 'fold_conv_norm', 'fold_convnext', 'fold_downsampling',
+           'force_rate', 'forward_pass', 'gumbel_decide', 'halo', 'override_decisions', 'replay',
+           'run_masked', 'run_program', 'run_steps', 'runs']

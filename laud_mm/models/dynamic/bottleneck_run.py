@@ -375,13 +375,17 @@ def _add_relu(run, step):
 
 @runs('add_masked_relu')
 def _add_masked_relu(run, step):
-    y, on = run.y.contiguous(memory_format=torch.channels_last), 1
+    run.out = F.relu_(add_masked(run, run.y.contiguous(memory_format=torch.channels_last)))
+
+
+def add_masked(run: BottleneckRun, y: Tensor) -> Tensor:
+    """The shortcut and what the masks leave of the branch, written over it."""
+    on: Any = 1
     if run.decision.patches is not None:
         on = _positions(run, y)[:, None]
     if run.decision.layer is not None:
         on = on * run.decision.layer.to(y.dtype)[:, :, None, None]
-    identity = run.identity.to(y.dtype)
-    run.out = F.relu_(torch.addcmul(identity, y, on.to(y.dtype), out=y))
+    return torch.addcmul(run.identity.to(y.dtype), y, on.to(y.dtype), out=y)
 
 
 def _positions(run, y):

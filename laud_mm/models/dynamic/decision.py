@@ -71,7 +71,7 @@ class Masks:
 
 @dataclass(frozen=True)
 class Decision(Masks):
-    """What a bottleneck block computes. Maskers make it, executors obey it.
+    """What a convolutional block computes. Maskers make it, executors obey it.
 
     Attributes:
         layer (Tensor | None): (N, 1), the whole block.
@@ -173,7 +173,7 @@ def decision_rates(shape: Any, in_size: Size, decision: Decision) -> Rates:
     """Activation rates of a decision, per image.
 
     Args:
-        shape (BottleneckShape): Geometry of the block.
+        shape (BottleneckShape | ConvNeXtShape): Geometry of the block.
         in_size (tuple[int, int]): Height and width of the block's input.
         decision (Decision): The block's decision on N images.
 
@@ -189,8 +189,9 @@ def decision_rates(shape: Any, in_size: Size, decision: Decision) -> Rates:
         positions = expand_patches(decision.patches, shape.out_size(in_size),
                                    shape.spatial_granularity)
         rates['patch'] = positions.mean((1, 2))
-        rates['halo'] = halo(positions, shape.mid_size(in_size), shape.stride2,
-                             shape.dilation).mean((1, 2))
+        if shape.halo:
+            rates['halo'] = halo(positions, shape.mid_size(in_size), shape.stride2,
+                                 shape.dilation).mean((1, 2))
     if decision.channels is not None:
         rates['channel'] = decision.channels.mean(1)
         channels = decision.channels.repeat_interleave(shape.channel_granularity, 1)

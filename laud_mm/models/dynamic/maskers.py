@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from laud_mm import ops
-from laud_mm.specs import CHANNEL_MASKERS, BottleneckShape
+from laud_mm.specs import CHANNEL_MASKERS, BottleneckShape, ConvNeXtShape
 from laud_mm.specs.arguments import check_choice
 from laud_mm.specs.bottleneck import MASKS
 
@@ -298,21 +298,21 @@ class MaskerSet(nn.Module):
 
 @plain
 class BlockMasker(MaskerSet):
-    """All maskers of a bottleneck block: makes its `Decision`.
+    """All maskers of a convolutional block: makes its `Decision`.
 
     Args:
-        shape (BottleneckShape): Geometry and paradigms of the block.
+        shape (BottleneckShape | ConvNeXtShape): Geometry and paradigms of the block.
         noise (bool): See `gumbel_decide`.
     """
 
-    def __init__(self, shape: BottleneckShape, noise: bool = True):
+    def __init__(self, shape: BottleneckShape | ConvNeXtShape, noise: bool = True):
         super().__init__()
         if shape.layer_skipping:
             self.layer = SpatialMasker(shape.in_channels, None, noise)
         if shape.spatial_skipping:
             self.spatial = SpatialMasker(shape.in_channels,
                                          shape.spatial_granularity * shape.stride, noise)
-        if shape.channel_skipping:
+        if isinstance(shape, BottleneckShape) and shape.channel_skipping:
             self.channel = ChannelMasker(shape.in_channels, shape.channel_groups,
                                          shape.masker_hidden, shape.channel_masker, noise)
 

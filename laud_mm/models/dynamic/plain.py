@@ -24,6 +24,7 @@ _NORMS = {nn.BatchNorm2d, nn.SyncBatchNorm}
 _NORM_NAMES = {'mmcv.ops.sync_bn.SyncBatchNorm', 'mmengine.model.utils._BatchNormXd'}
 _DROPOUTS = {nn.Dropout: 'p', DropPath: 'drop_prob'}
 _PLAIN = {nn.Conv2d, nn.Linear, nn.LayerNorm, nn.Identity, nn.AvgPool2d, nn.MaxPool2d, nn.ReLU,
+          nn.GELU,
           nn.Sequential, nn.ModuleDict, nn.ModuleList, Sequential, ModuleDict, ModuleList}
 
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
@@ -33,6 +34,7 @@ _SETTINGS: dict[type, Callable] = {
     nn.Conv2d: itemgetter('stride', 'padding', 'dilation', 'groups', 'padding_mode'),
     nn.MaxPool2d: itemgetter('kernel_size', 'stride', 'padding', 'dilation', 'ceil_mode',
                              'return_indices'),
+    nn.GELU: itemgetter('approximate'),
     nn.AvgPool2d: itemgetter('kernel_size', 'stride', 'padding', 'ceil_mode',
                              'count_include_pad', 'divisor_override')}
 _version = attrgetter('_version')
@@ -231,7 +233,7 @@ _eps = itemgetter('eps')
 def _settings_of(module) -> tuple[Callable, ...]:
     if type(module) in _SETTINGS:
         return (_SETTINGS[type(module)],)
-    return (_eps,) if is_norm(module) else ()
+    return (_eps,) if is_norm(module) or isinstance(module, nn.LayerNorm) else ()
 
 
 def _samples(tensors):

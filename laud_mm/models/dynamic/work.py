@@ -9,6 +9,7 @@ from torch import Tensor
 
 from laud_mm.specs import Case, Work
 from laud_mm.specs.bottleneck_program import MASKS, BottleneckRoute, lists_maps, patch_side
+from laud_mm.specs.convnext_program import ConvNeXtRoute, listed_work
 from laud_mm.specs.program import WHOLE
 from laud_mm.specs.transformer_program import ATTENTION, MLP, TransformerRoute
 
@@ -68,6 +69,25 @@ def _part(case: Case, patches: Tensor, channels: Tensor) -> Work:
         len(patches), patches=int(patches.sum()), computing=int(patches.flatten(1).any(1).sum()),
         positions=needed, channels=active, read_channels=read,
         some_on=float(active > 0))
+
+
+def convnext_work(case: Case, route: ConvNeXtRoute,
+                  decision: Decision) -> dict[str, tuple[Work, ...]]:
+    """The work of a decision, see `bottleneck_work`."""
+    grid = case.shape.grid_size(case.in_size) if case.shape.spatial_skipping else (1, 1)
+    patches = torch.ones(case.batch, *grid, dtype=torch.bool)
+    if route.compute == 'listed':
+        if decision.patches is not None:
+            patches &= decision.patches.bool().cpu()
+        if decision.layer is not None:
+            patches &= decision.layer.bool().cpu()[:, :, None]
+    kept = int(patches.flatten(1).any(1).sum())
+    return {WHOLE: (listed_work(case, route, kept, int(patches.sum())),)}
+
+
+def whole_batch(case: Case) -> dict[str, tuple[Work, ...]]:
+    """The work of a block that decides nothing and has one route."""
+    return {WHOLE: (Work(case.batch),)}
 
 
 def transformer_work(case: Case, route: TransformerRoute,

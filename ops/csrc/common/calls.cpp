@@ -66,6 +66,51 @@ PatchesCall check_add_patches(const Tensor& out, const Tensor& identity, const T
           check_channels(channel_index, channel_count, group_size, out.size(0), rows.size(2), out)};
 }
 
+UnitsCall check_depthwise(const Tensor& x, const Tensor& index, const Tensor& count,
+                          const Tensor& taps, const Tensor& bias, int64_t granularity) {
+  check_map("x", x);
+  check_positive("granularity", granularity);
+  check_same("taps", taps, x);
+  TORCH_CHECK(taps.dim() == 3 && taps.size(0) == taps.size(1) && taps.size(0) % 2 == 1 &&
+                  taps.size(2) == x.size(1) && taps.is_contiguous(),
+              "taps must be contiguous (k, k, ", x.size(1), ") with an odd k, got shape ",
+              taps.sizes());
+  check_same("bias", bias, x);
+  check_shape("bias", bias, {x.size(1)});
+  const auto grid = PatchGrid::of(size_of(x), granularity);
+  check_device("index", index, x);
+  return {grid, check_units(index, count, grid.patches())};
+}
+
+UnitsCall check_mlp(const Tensor& out, const Tensor& identity, const Tensor& rows,
+                    const Tensor& index, const Tensor& count, const Tensor& weight1,
+                    const Tensor& bias1, const Tensor& weight2, const Tensor& bias2,
+                    int64_t granularity) {
+  check_map("out", out);
+  check_map("identity", identity);
+  check_same("identity", identity, out);
+  check_shape("identity", identity, out.sizes());
+  check_positive("granularity", granularity);
+  const auto grid = PatchGrid::of(size_of(out), granularity);
+  const int64_t channels = out.size(1);
+  check_same("rows", rows, out);
+  TORCH_CHECK(rows.dim() == 3 && rows.is_contiguous(), "rows must be contiguous (P, ",
+              grid.area(), ", C), got shape ", rows.sizes());
+  check_shape("rows", rows, {index.numel(), grid.area(), channels});
+  for (const auto& [name, tensor] : {std::pair{"weight1", weight1}, {"bias1", bias1},
+                                     {"weight2", weight2}, {"bias2", bias2}})
+    check_same(name, tensor, out);
+  TORCH_CHECK(weight1.dim() == 4, "weight1 must be (hidden, ", channels, ", 1, 1), got shape ",
+              weight1.sizes());
+  const int64_t hidden = weight1.size(0);
+  check_shape("weight1", weight1, {hidden, channels, 1, 1});
+  check_shape("bias1", bias1, {hidden});
+  check_shape("weight2", weight2, {channels, hidden, 1, 1});
+  check_shape("bias2", bias2, {channels});
+  check_device("index", index, out);
+  return {grid, check_units(index, count, grid.patches())};
+}
+
 PatchesCall check_excite(const Tensor& rows, const Tensor& index, const Tensor& count,
                          int64_t height, int64_t width, int64_t granularity,
                          const Tensor& weight1, const Tensor& bias1, const Tensor& weight2,

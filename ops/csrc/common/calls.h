@@ -42,6 +42,21 @@ PatchesCall check_add_patches(const Tensor& out, const Tensor& identity, const T
                               const OptionalTensor& channel_index,
                               const OptionalTensor& channel_count, int64_t group_size);
 
+struct UnitsCall {
+  PatchGrid grid;
+  int64_t listed;
+};
+
+// Of depthwise_norm_patches.
+UnitsCall check_depthwise(const Tensor& x, const Tensor& index, const Tensor& count,
+                          const Tensor& taps, const Tensor& bias, int64_t granularity);
+
+// Of mlp_add_patches_.
+UnitsCall check_mlp(const Tensor& out, const Tensor& identity, const Tensor& rows,
+                    const Tensor& index, const Tensor& count, const Tensor& weight1,
+                    const Tensor& bias1, const Tensor& weight2, const Tensor& bias2,
+                    int64_t granularity);
+
 // Of excite_patches_.
 PatchesCall check_excite(const Tensor& rows, const Tensor& index, const Tensor& count,
                          int64_t height, int64_t width, int64_t granularity,

@@ -51,6 +51,20 @@ struct RowGemm {
   bool relu = false;
 };
 
+// A piece of a patch, and the map around it, of a depthwise convolution of k x k taps.
+template <typename T>
+struct DepthwisePiece {
+  const T* map = nullptr;                       // of the sample: height * width rows of `channels`
+  int64_t height = 0, width = 0, channels = 0;
+  int64_t y = 0, x = 0, lines = 0, columns = 0;  // what is written, inside the map
+  int64_t kernel = 0;
+  const T* taps = nullptr;    // by vectors of channels, zero-padded: [k * k][vector]
+  const T* bias = nullptr;    // padded to whole vectors
+  T* window = nullptr;        // room for (lines + k - 1) * (columns + k - 1) vectors
+  T* out = nullptr;
+  int64_t line_pitch = 0;     // values from a line that is written to the next
+};
+
 // What one instruction set offers.
 template <typename T>
 struct RowGemmKernels {
@@ -72,6 +86,13 @@ struct RowGemmKernels {
   // Transforms of a row (0 to 3) of one tile, see winograd_impl.h.
   void (*winograd_in)(int row, const T* const* d, int64_t depth, T* to, int64_t stride);
   void (*winograd_out)(int row, const T* from, int64_t stride, int64_t columns, T* const* out);
+  // Of half types only: to their sums' type and back.
+  void (*widen)(const T* from, int64_t size, Sum* to);
+  void (*narrow)(const Sum* from, int64_t size, T* to);
+  // Not of half types: see mlp_impl.h.
+  void (*gelu)(T* row, int64_t size);
+  void (*normalize)(T* row, int64_t size, T eps);
+  void (*depthwise)(const DepthwisePiece<T>& piece);
 };
 
 template <typename T>

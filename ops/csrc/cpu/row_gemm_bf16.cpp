@@ -151,11 +151,26 @@ void maximum(const Bfloat16* row, int64_t size, Bfloat16* to) {
   }
 }
 
+void widen(const Bfloat16* from, int64_t size, float* to) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __mmask16 mask = first_lanes(size - i);
+    _mm512_mask_storeu_ps(to + i, mask, load(from + i, mask));
+  }
+}
+
+void narrow(const float* from, int64_t size, Bfloat16* to) {
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const __mmask16 mask = first_lanes(size - i);
+    store(to + i, mask, _mm512_maskz_loadu_ps(mask, from + i));
+  }
+}
+
 }  // namespace
 
 extern const RowGemmKernels<Bfloat16> bfloats;
 const RowGemmKernels<Bfloat16> bfloats = {kLanes, kVectors * kLanes, kRows, run, nullptr, dot,
-                                          accumulate, scale, maximum, nullptr, nullptr};
+                                          accumulate, scale, maximum, nullptr, nullptr, widen, narrow,
+                                          nullptr, nullptr, nullptr};
 
 }  // namespace avx512_bf16
 }  // namespace laud

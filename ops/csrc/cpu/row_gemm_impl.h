@@ -185,12 +185,14 @@ void maximum(const T* row, int64_t size, T* to) {
     if (row[i] > to[i] || row[i] != row[i]) to[i] = row[i];
 }
 
+#include "mlp_impl.h"
 #include "winograd_impl.h"
 
 template <typename T>
 constexpr RowGemmKernels<T> kernels() {
   return {Vec<T>::size, kVectors * Vec<T>::size, kRows, run<T>, pick<T>, dot<T>,
-          accumulate<T>, scale<T>, maximum<T>, winograd_in<T>, winograd_out<T>};
+          accumulate<T>, scale<T>, maximum<T>, winograd_in<T>, winograd_out<T>,
+          nullptr, nullptr, gelu, normalize<T>, depthwise<T>};
 }
 
 }  // namespace
