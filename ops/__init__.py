@@ -23,6 +23,7 @@ from .patch_conv import (
                          pack_conv,
                          pack_winograd,
                          slice_ready,
+                         sum_pieces,
 )
 from .stem import pack_stem, stem_conv
 from .tokens import gather_tokens, scatter_add_tokens_
@@ -32,4 +33,5 @@ library.load()
 flops.register()
 
 __all__ = [*OPERATIONS, 'OPERATIONS', 'WHOLE', 'active_patches', 'has_dot_products', 'has_kernel',
-           'pack_stem', 'pack_stem_int8', 'patch_positions', 'slice_ready', 'use_references']
+           'pack_stem', 'pack_stem_int8', 'patch_positions', 'slice_ready', 'sum_pieces',
+           'use_references']

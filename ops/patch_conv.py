@@ -24,6 +24,22 @@ def _map(rows, samples, height, width):
     return rows.view(samples, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
+def sum_pieces(size, granularity):
+    """In how many pieces kernels add up a patch of a map of `size`: as `pieces_of` of row_map.h."""
+    height, width = patch_extent(size, granularity)
+    return (height * width + 62) // 64 + 1
+
+
+def _write_pieces(pieces, x, granularity, index, count):
+    """All that a listed patch of a map adds up to as its first piece."""
+    extent = patch_extent(x.shape[-2:], granularity)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    sums = _rows(F.avg_pool2d(wide, extent, ceil_mode=True, divisor_override=1)).to(pieces.dtype)
+    if index is not None:
+        sums = sums[index[:int(count)].long()]
+    pieces[:len(sums)] = F.pad(sums[:, None], (0, 0, 0, pieces.shape[1] - 1))
+
+
 def _strided(size, stride):
     return tuple((n - 1) // stride + 1 for n in size)
 
@@ -107,9 +123,11 @@ def _fake_positions(x, index, count, weight, bias, stride=1, *_, **__):
 
 @op('(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor bias, int stride=1, '
     'bool relu=True, Tensor? channel_index=None, Tensor? channel_count=None, int group_size=1, '
-    'Tensor? packed=None, int granularity=1) -> Tensor', fake=_fake_positions)
+    'Tensor? packed=None, int granularity=1, Tensor? active=None, Tensor(a!)? pieces=None) -> Tensor',
+    fake=_fake_positions)
 def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
-                      channel_count=None, group_size=1, packed=None, granularity=1):
+                      channel_count=None, group_size=1, packed=None, granularity=1, active=None,
+                      pieces=None):
     """A 1x1 convolution (and ReLU) at listed output positions, or patches of them.
 
     Args:
@@ -126,6 +144,10 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
         group_size (int): G.
         packed (Tensor | None): Prepared weights.
         granularity (int): Side of what is listed: 1 for positions.
+        active (Tensor | None): (N, ceil(H' / granularity), ceil(W' / granularity)) bool: rectify
+            the patches that are not active. With all positions and `relu` False; on a GPU only.
+        pieces (Tensor | None): (listed patches, `sum_pieces`, C') float32, takes what listed
+            patches add up to, in pieces. On a GPU only.
 
     Returns:
         Tensor: (N, C', H', W'), channels-last; positions that are not listed are
@@ -143,7 +165,14 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
         mask = channel_mask(channel_index, channel_count, group_size)
         rows = to_compact(rows, flat // (size[0] * size[1]), mask)
     out = rows.new_zeros(len(x) * size[0] * size[1], rows.shape[1]).index_copy(0, flat, rows)
-    return _map(out, len(x), *size)
+    out = _map(out, len(x), *size)
+    if active is not None:
+        height, width = patch_extent(size, granularity)
+        on = active.repeat_interleave(height, 1).repeat_interleave(width, 2)
+        out = torch.where(on[:, None, :size[0], :size[1]], out, F.relu(out))
+    if pieces is not None:
+        _write_pieces(pieces, out, granularity, index, count)
+    return out
 
 
 def _fake_patches(y, index, count, weight, bias, granularity, stride=1, *_, **__):
@@ -238,10 +267,10 @@ def _windows(y, patches, size, granularity, stride, dilation):
 
 @op('(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, Tensor count, Tensor weight, '
     'Tensor bias, int granularity, Tensor? channel_index=None, Tensor? channel_count=None, '
-    'int group_size=1, Tensor? packed=None, Tensor? shifts=None) -> ()')
+    'int group_size=1, Tensor? packed=None, Tensor? shifts=None, Tensor(b!)? pieces=None) -> ()')
 def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity,
                          channel_index=None, channel_count=None, group_size=1, packed=None,
-                         shifts=None):
+                         shifts=None, pieces=None):
     """1x1 convolution, scatter, add and ReLU: out = relu(identity + conv(rows)) on patches.
 
     Positions of patches that are not listed stay as they are in `out`. Where
@@ -262,6 +291,8 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
         packed (Tensor | None): Prepared weights.
         shifts (Tensor | None): (N, C'), added to the bias of each sample. With `channel_index`
             only.
+        pieces (Tensor | None): (len(index), `sum_pieces`, C') float32, takes what listed
+            patches of `out` add up to, in pieces. On a GPU only.
 
     Returns:
         Tensor: What was written to.
@@ -277,3 +308,5 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
         values = values + shifts[flat // (size[0] * size[1])].to(values.dtype)
     values = F.relu(_rows(identity)[flat] + values)
     out.permute(0, 2, 3, 1).view(-1, out.shape[1]).index_copy_(0, flat, values.to(out.dtype))
+    if pieces is not None:
+        _write_pieces(pieces, out, granularity, index, count)

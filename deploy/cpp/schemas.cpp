@@ -19,8 +19,8 @@ TORCH_LIBRARY(laud_mm, m) {
   m.def(
       "conv1x1_positions(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor "
       "bias, int stride=1, bool relu=True, Tensor? channel_index=None, Tensor? "
-      "channel_count=None, int group_size=1, Tensor? packed=None, int granularity=1) -> "
-      "Tensor");
+      "channel_count=None, int group_size=1, Tensor? packed=None, int granularity=1, "
+      "Tensor? active=None, Tensor(a!)? pieces=None) -> Tensor");
   m.def(
       "conv3x3_patches(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, "
       "int granularity, int stride=1, int dilation=1, int groups=1, Tensor? "
@@ -30,9 +30,11 @@ TORCH_LIBRARY(laud_mm, m) {
       "conv1x1_add_patches_(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, "
       "Tensor count, Tensor weight, Tensor bias, int granularity, Tensor? "
       "channel_index=None, Tensor? channel_count=None, int group_size=1, Tensor? "
-      "packed=None, Tensor? shifts=None) -> ()");
+      "packed=None, Tensor? shifts=None, Tensor(b!)? pieces=None) -> ()");
   m.def(
-      "patch_mask(Tensor x, Tensor weight, Tensor bias, int window) -> Tensor");
+      "patch_mask(Tensor x, Tensor weight, Tensor bias, int window, Tensor(a!)? sums=None, "
+      "Tensor? whole=None, Tensor? listed=None, Tensor? index=None, Tensor? count=None) -> "
+      "Tensor");
   m.def(
       "position_means(Tensor x) -> Tensor");
   m.def(

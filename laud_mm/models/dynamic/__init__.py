@@ -1,5 +1,5 @@
 """Dynamic execution: maskers make Decisions, executors obey them."""
-from .bottleneck_run import BottleneckRun, StemRun
+from .bottleneck_run import BottleneckRun, MapSums, StemRun
 from .control import force_rate, override_decisions, replay
 from .decision import Decision, Masks, TransformerDecision, decision_rates, expand_patches, halo
 from .excitation import Excitation, SqueezeExcitation
@@ -21,8 +21,8 @@ from .run_table import RUN_TABLE, runs
 
 __all__ = ['ActivationCost', 'ActivationRecord', 'BlockActivity', 'BlockMasker', 'BottleneckRun',
            'ChannelMasker', 'Decision', 'Excitation', 'Execution', 'FoldCache',
-           'FoldedBottleneck', 'FoldedConv', 'ForwardPass', 'MaskerSet', 'Masks', 'PassWatch',
-           'RUN_TABLE',
+           'FoldedBottleneck', 'FoldedConv', 'ForwardPass', 'MapSums', 'MaskerSet', 'Masks',
+           'PassWatch', 'RUN_TABLE',
            'SpatialMasker', 'SqueezeExcitation', 'StemRun', 'TransformerDecision',
            'current_execution', 'current_pass', 'decision_rates', 'executing', 'expand_patches',
            'fold_conv_norm', 'force_rate', 'forward_pass', 'gumbel_decide', 'halo',

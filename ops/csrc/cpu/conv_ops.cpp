@@ -346,7 +346,9 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& listed_units,
                          const OptionalTensor& count, const Tensor& weight, const Tensor& bias,
                          int64_t stride, bool relu, const OptionalTensor& channel_index,
                          const OptionalTensor& channel_count, int64_t group_size,
-                         const OptionalTensor& packed, int64_t granularity) {
+                         const OptionalTensor& packed, int64_t granularity,
+                         const OptionalTensor& active, const OptionalTensor& pieces) {
+  TORCH_CHECK(!active && !pieces, "active and pieces must be None on a CPU");
   auto call = check_positions(x, listed_units, count, weight, bias, stride, channel_index,
                               channel_count, group_size, granularity);
   OptionalTensor index = listed_units;
@@ -415,7 +417,9 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
                           const Tensor& bias, int64_t granularity,
                           const OptionalTensor& channel_index,
                           const OptionalTensor& channel_count, int64_t group_size,
-                          const OptionalTensor& packed, const OptionalTensor& shifts) {
+                          const OptionalTensor& packed, const OptionalTensor& shifts,
+                          const OptionalTensor& pieces) {
+  TORCH_CHECK(!pieces, "pieces must be None on a CPU");
   const auto call =
       check_add_patches(out, identity, rows, index, count, weight, bias, granularity,
                         channel_index, channel_count, group_size);

@@ -9,6 +9,15 @@
 namespace laud::cuda {
 namespace {
 
+// Where the product's units add up.
+void set_pieces(RowGemm& gemm, const OptionalTensor& pieces, const Tensor& out) {
+  if (!pieces) return;
+  TORCH_CHECK(!gemm.channels.index, "pieces must be None with channel_index");
+  check_sums("pieces", *pieces, {gemm.rows.units, pieces_of(gemm.rows.area), gemm.out_columns},
+             out);
+  gemm.pieces = pieces->mutable_data_ptr<float>();
+}
+
 void run(RowGemm gemm) {
   // As for torch's matrix products: full precision unless TF32 is allowed.
   gemm.tf32 = gemm.type == Type::kFloat && allows_tf32();
@@ -19,20 +28,27 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const Opt
                          const Tensor& weight, const Tensor& bias, int64_t stride, bool relu,
                          const OptionalTensor& channel_index, const OptionalTensor& channel_count,
                          int64_t group_size, const OptionalTensor& /*packed*/,
-                         int64_t granularity) {
+                         int64_t granularity, const OptionalTensor& active,
+                         const OptionalTensor& pieces) {
   const auto call = check_positions(x, index, count, weight, bias, stride, channel_index,
                                     channel_count, group_size, granularity);
-  check_fits(call.grid, size_of(x));
+  TORCH_CHECK(!active || (!index && !relu), "active must be None with index or relu");
+  // Whole maps are cut into patches where something is known, or asked for, of each.
+  const auto grid = active || pieces ? PatchGrid::of(call.out, granularity) : call.grid;
+  if (active) check_active(*active, grid, x);
+  check_fits(grid, size_of(x));
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor w = as_rows(weight), b = bias.contiguous();
   const UnitList list = index ? list_of(*index, *count)
-                              : UnitList{nullptr, nullptr, call.out.positions()};
-  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), call.grid, stride,
+                              : UnitList{nullptr, nullptr, grid.patches()};
+  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), grid, stride,
                                                list, list_of(call.channels));
   Tensor y = empty_map(x, call.out, weight.size(0));
   gemm.in = x.const_data_ptr();
   gemm.out = y.mutable_data_ptr();
   gemm.relu = relu;
+  if (active) gemm.active = active->const_data_ptr<bool>();
+  set_pieces(gemm, pieces, y);
   run(gemm);
   return y;
 }
@@ -67,7 +83,8 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
                           const Tensor& bias, int64_t granularity,
                           const OptionalTensor& channel_index,
                           const OptionalTensor& channel_count, int64_t group_size,
-                          const OptionalTensor& /*packed*/, const OptionalTensor& shifts) {
+                          const OptionalTensor& /*packed*/, const OptionalTensor& shifts,
+                          const OptionalTensor& pieces) {
   TORCH_CHECK(!shifts, "shifts must be None on a GPU");
   const auto call = check_add_patches(out, identity, rows, index, count, weight, bias,
                                       granularity, channel_index, channel_count, group_size);
@@ -79,6 +96,7 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
   gemm.in = rows.const_data_ptr();
   gemm.add = identity.const_data_ptr();
   gemm.out = out.mutable_data_ptr();
+  set_pieces(gemm, pieces, out);
   run(gemm);
 }
 

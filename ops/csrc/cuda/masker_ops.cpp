@@ -12,15 +12,50 @@ Map map_of(const Tensor& x) {
   return {type_of(x), x.const_data_ptr(), size_of(x), x.size(1)};
 }
 
-Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window) {
+PatchSums sums_of(const Tensor& x, const PatchGrid& grid, const Tensor& sums,
+                  const OptionalTensor& whole, const OptionalTensor& listed,
+                  const OptionalTensor& index, const OptionalTensor& count) {
+  TORCH_CHECK(listed.has_value() == index.has_value() && index.has_value() == count.has_value(),
+              "listed, index and count must be given together");
+  const int64_t channels = x.size(1), pieces = pieces_of(grid.area());
+  check_sums("sums", sums, {grid.patches(), channels}, x);
+  PatchSums s;
+  s.rows = RowMap::of(grid, grid.map, {1, 1}, 1, index ? index->numel() : 0);
+  s.sums = sums.mutable_data_ptr<float>();
+  s.channels = int32_t(channels);
+  if (whole) {
+    check_sums("whole", *whole, {grid.patches(), pieces, channels}, x);
+    s.whole = whole->const_data_ptr<float>();
+  }
+  if (listed) {
+    check_device("index", *index, x);
+    check_units(*index, *count, grid.patches());
+    check_sums("listed", *listed, {index->numel(), pieces, channels}, x);
+    s.listed = listed->const_data_ptr<float>();
+    s.rows.index = index->const_data_ptr<int32_t>();
+    s.rows.count = count->const_data_ptr<int32_t>();
+  }
+  return s;
+}
+
+Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window,
+                  const OptionalTensor& sums, const OptionalTensor& whole,
+                  const OptionalTensor& listed, const OptionalTensor& index,
+                  const OptionalTensor& count) {
   const auto windows = check_masker(x, weight, bias, window);
   check_fits(windows, windows.map);
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor w = as_float(weight), b = as_float(bias);
   Tensor mask = at::empty({x.size(0), windows.rows(), windows.columns()},
                           x.options().dtype(at::kBool));
-  Tensor logits = at::empty({windows.map.positions()}, x.options().dtype(at::kFloat));
   const Launch on = launch_on_current();
+  if (sums) {
+    C10_CUDA_CHECK(launch_sums_mask(sums_of(x, windows, *sums, whole, listed, index, count),
+                                    w.const_data_ptr<float>(), b.const_data_ptr<float>(), windows,
+                                    mask.mutable_data_ptr<bool>(), on));
+    return mask;
+  }
+  Tensor logits = at::empty({windows.map.positions()}, x.options().dtype(at::kFloat));
   C10_CUDA_CHECK(launch_logits(map_of(x), w.const_data_ptr<float>(),
                                logits.mutable_data_ptr<float>(), on));
   C10_CUDA_CHECK(launch_threshold(logits.const_data_ptr<float>(), b.const_data_ptr<float>(),
