@@ -123,8 +123,8 @@ def _fake_positions(x, index, count, weight, bias, stride=1, *_, **__):
 
 @op('(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor bias, int stride=1, '
     'bool relu=True, Tensor? channel_index=None, Tensor? channel_count=None, int group_size=1, '
-    'Tensor? packed=None, int granularity=1, Tensor? active=None, Tensor(a!)? pieces=None) -> Tensor',
-    fake=_fake_positions)
+    'Tensor? packed=None, int granularity=1, Tensor? active=None, Tensor(a!)? pieces=None) '
+    '-> Tensor', fake=_fake_positions)
 def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
                       channel_count=None, group_size=1, packed=None, granularity=1, active=None,
                       pieces=None):

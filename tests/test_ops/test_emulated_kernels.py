@@ -261,7 +261,8 @@ def test_every_tile(device, dtype, descending):
             out, pieces = guarded(identity), room_for_pieces(len(index), size, s, outputs)
             device.set(multiprocessors, descending=descending)
             device.run('run_conv1x1_add_patches', *conv.arguments, n, *size, s, index, count,
-                       len(index), None, None, 0, 1, rows, out, out, False, None, None, None, pieces)
+                       len(index), None, None, 0, 1, rows, out, out, False, None, None, None,
+                       pieces)
             assert_close(out, as_rows(expected), dtype)
             assert is_intact(out) and is_intact(pieces) and device.bank_conflicts == 0
             # Whatever the tile, rows are added up in the same order: the same to the last bit.

@@ -26,7 +26,7 @@ class EmulatedDevice:
         self.library.set_device(*map(ctypes.c_int64, (multiprocessors, shared_bytes, descending)))
 
     def run(self, name, *arguments):
-        """Call a launcher with tensors (None: null) and numbers; null where the last are missing."""
+        """Call a launcher with tensors (None: null) and numbers; the last may be left out."""
         values = [a.data_ptr() if isinstance(a, torch.Tensor) else int(a or 0)
                   for a in (*arguments, *[None] * 4)]
         assert getattr(self.library, name)((ctypes.c_int64 * len(values))(*values)) == 0
