@@ -48,7 +48,7 @@ def patch_mask(x, weight, bias, window, sums=None, whole=None, listed=None, inde
             sums[index[:n].long()] = listed[:n].sum(1).to(sums.dtype)
         area = F.avg_pool2d(x.new_ones(1, 1, *x.shape[-2:], dtype=wide), (height, width),
                             ceil_mode=True, divisor_override=1)
-        pooled = sums.to(wide).view(len(x), *area.shape[-2:], -1).permute(0, 3, 1, 2) / area
+        pooled = sums.to(wide).view(len(x), *area.shape[-2:], x.shape[1]).permute(0, 3, 1, 2) / area
     logits = torch.einsum('nchw,c->nhw', pooled, weight.to(wide)) + bias.to(wide)
     return ~(logits < 0)  # NaN is on
 

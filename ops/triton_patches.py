@@ -28,9 +28,9 @@ def _tuned(kernel):
 
 
 @triton.jit
-def conv3x3_kernel(y, index, count, weight, bias, rows, units, inputs: tl.constexpr, outputs, height,
-                   width, out_height, out_width, patch_height, patch_width, grid_height, grid_width,
-                   stride, dilation, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def conv3x3_kernel(y, index, count, weight, bias, rows, units, inputs: tl.constexpr, outputs,
+                   height, width, out_height, out_width, patch_height, patch_width, grid_height,
+                   grid_width, stride, dilation, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
                    INPUTS: tl.constexpr):
     """A tile of ROWS x COLUMNS of `rows`; those that are not listed are left alone."""
     area = patch_height * patch_width

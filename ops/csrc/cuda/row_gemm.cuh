@@ -431,7 +431,7 @@ cudaError_t launch_row_gemm_as(RowGemm gemm, const Launch& on) {
   const int64_t rows = int64_t{gemm.rows.units} * gemm.rows.area * (gemm.rows.index ? 1 : 2);
   const TileSize tile =
       tile_for(rows, gemm.columns, gemm.groups, on.multiprocessors, kHalves);
-  if (tile.columns == 32) return launch_tile<T, Tile<128, 32, 32, 32, 2 + kMore>, 16>(gemm, on);
+  if (tile.columns == 32) return launch_tile<T, Tile<128, 32, 32, 32, 2>, 16>(gemm, on);
   if constexpr (kHalves) {
     if (tile.columns == 256) return launch_tile<T, Tile<128, 256, 64, 64, 1, 3>, 16>(gemm, on);
     if (tile.columns == 128) return launch_tile<T, Tile<128, 128, 64, 64, 2>, 16>(gemm, on);
