@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
         for (int e = 0; e < kSize; e++) {
           const float value = to_float(values[e]);
-          if (!(value <= largest[e])) largest[e] = value;  // NaN is the largest
+          if (value > largest[e] || value != value) largest[e] = value;  // NaN stays
         }
       }
     }

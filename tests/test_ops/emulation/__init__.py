@@ -28,7 +28,7 @@ class EmulatedDevice:
     def run(self, name, *arguments):
         """Call a launcher with tensors (None: null) and numbers; the last may be left out."""
         values = [a.data_ptr() if isinstance(a, torch.Tensor) else int(a or 0)
-                  for a in (*arguments, *[None] * 4)]
+                  for a in (*arguments, *[None] * 8)]
         assert getattr(self.library, name)((ctypes.c_int64 * len(values))(*values)) == 0
 
     @property
