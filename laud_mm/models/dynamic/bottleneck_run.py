@@ -29,13 +29,13 @@ class MapSums(NamedTuple):
         sums (Tensor): (N, C) float32; of samples that `whole` and `listed` leave out.
         whole (Tensor | None): (N, K, C), of all samples.
         listed (Tensor | None): (N, K, C), of listed samples, which come before all others.
-        index, count (Tensor | None): Which samples these are.
+        units, found (Tensor | None): Which samples these are, of `ops.active_patches`.
     """
     sums: Tensor
     whole: Tensor | None = None
     listed: Tensor | None = None
-    index: Tensor | None = None
-    count: Tensor | None = None
+    units: Tensor | None = None
+    found: Tensor | None = None
 
 
 class BottleneckRun:
@@ -292,7 +292,7 @@ def _conv1x1_add_patches(run, step):
     if run.sums is not None:  # of those that are not listed they stay
         if step.sums:
             pieces = _sum_pieces(run, len(run.index), run.out.shape[-2:])
-            run.sums = run.sums._replace(listed=pieces, index=run.index, count=run.count)
+            run.sums = run.sums._replace(listed=pieces, units=run.index, found=run.count)
         else:
             run.sums = None
     run.out = ops.conv1x1_add_patches_(run.out, run.identity, rows, run.index, run.count,
