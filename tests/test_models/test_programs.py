@@ -17,7 +17,14 @@ from laud_mm.latency.step_model import NO_CONTEXT, step_features, step_terms
 from laud_mm.models.backbones import LAUDBottleneck, LAUDResNet
 from laud_mm.models.backbones.block import DynamicBlock
 from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
-from laud_mm.models.dynamic import RUN_TABLE, Execution, force_rate, replay, run_program
+from laud_mm.models.dynamic import (
+    RUN_TABLE,
+    BlockMasker,
+    Execution,
+    force_rate,
+    replay,
+    run_program,
+)
 from laud_mm.profiling.make_plan import OneRoute
 from laud_mm.specs import (
     CHANNEL_MASKERS,
@@ -420,3 +427,13 @@ def test_programs_multiply_what_the_op_specs_count(data):
         assert macs == pytest.approx(counted, rel=0.25)
     else:
         assert macs == pytest.approx(counted, rel=1e-5)
+
+
+def test_a_gpu_finds_the_weights_of_maskers_in_float32():
+    shape = BottleneckShape('block', 0, 32, 16, 32, paradigms=('layer', 'spatial', 'channel'))
+    masker = BlockMasker(shape).half()
+    for device, expected in (('cpu', torch.float16), ('meta', torch.float32)):
+        found = masker.to(device).differences()
+        assert {w.dtype for name, own in found.items() for w in own
+                if name != 'channel'} == {expected}
+        assert found['channel'][0].dtype == torch.float16
