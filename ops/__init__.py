@@ -15,10 +15,11 @@ from .int8 import (
 )
 from .library import OPERATIONS, has_dot_products, has_kernel, use_references
 from .maps import average_pool, conv_map, max_pool, rectify_
-from .maskers import masker_conv1x1, patch_mask, position_means
+from .maskers import masker_conv1x1, patch_mask, position_means, sums_mask
 from .patch_conv import (
                          conv1x1_add_patches_,
                          conv1x1_positions,
+                         conv1x1_shortcut,
                          conv3x3_patches,
                          pack_conv,
                          pack_winograd,

@@ -7,15 +7,12 @@ from .patch_conv import conv1x1_positions
 from .units import patch_grid
 
 
-def _fake_mask(x, weight, bias, window, *_, **__):
+def _fake_mask(x, weight, bias, window):
     return x.new_empty(x.shape[0], *patch_grid(x.shape[-2:], window), dtype=torch.bool)
 
 
-@op('(Tensor x, Tensor weight, Tensor bias, int window, Tensor(a!)? sums=None, '
-    'Tensor? whole=None, Tensor? listed=None, Tensor? index=None, Tensor? count=None) -> Tensor',
-    fake=_fake_mask)
-def patch_mask(x, weight, bias, window, sums=None, whole=None, listed=None, index=None,
-               count=None):
+@op('(Tensor x, Tensor weight, Tensor bias, int window) -> Tensor', fake=_fake_mask)
+def patch_mask(x, weight, bias, window):
     """Decide on patches: average pool, 1x1 convolution, threshold (method, section 2).
 
     Args:
@@ -24,33 +21,44 @@ def patch_mask(x, weight, bias, window, sums=None, whole=None, listed=None, inde
         bias (Tensor): (1,), of logit_on - logit_off.
         window (int): Side of a pooling window, S times the block's stride; the
             last row and column may be partial.
-        sums (Tensor | None): (patches, C) float32, what each window of x adds up to. It is
-            brought up to date by the other arguments, and x is not read. On a GPU only.
-        whole (Tensor | None): `pieces` of `conv1x1_positions` for all windows; None: `sums` holds
-            those that are not listed.
-        listed (Tensor | None): `pieces` of `conv1x1_add_patches_` for listed windows.
-        index (Tensor | None): Of `active_patches`, with `listed`.
-        count (Tensor | None): Likewise.
 
     Returns:
         Tensor: (N, ceil(H / window), ceil(W / window)) bool.
     """
     height, width = (min(window, n) for n in x.shape[-2:])
     wide = torch.promote_types(x.dtype, torch.float32)
-    if sums is None:
-        pooled = F.avg_pool2d(x.to(wide), (height, width), ceil_mode=True,
-                              count_include_pad=False)
-    else:
-        if whole is not None:
-            sums.copy_(whole.sum(1))
-        if listed is not None:
-            n = int(count)
-            sums[index[:n].long()] = listed[:n].sum(1).to(sums.dtype)
-        area = F.avg_pool2d(x.new_ones(1, 1, *x.shape[-2:], dtype=wide), (height, width),
-                            ceil_mode=True, divisor_override=1)
-        pooled = sums.to(wide).view(len(x), *area.shape[-2:], x.shape[1]).permute(0, 3, 1, 2) / area
+    pooled = F.avg_pool2d(x.to(wide), (height, width), ceil_mode=True, count_include_pad=False)
     logits = torch.einsum('nchw,c->nhw', pooled, weight.to(wide)) + bias.to(wide)
     return ~(logits < 0)  # NaN is on
+
+
+def _fake_sums(sums, whole, listed, index, count, weight, bias, area):
+    return sums.new_empty(len(sums), 1, 1, dtype=torch.bool), sums.new_empty(sums.shape)
+
+
+@op('(Tensor sums, Tensor? whole, Tensor listed, Tensor index, Tensor count, Tensor weight, '
+    'Tensor bias, SymInt area) -> (Tensor, Tensor)', fake=_fake_sums)
+def sums_mask(sums, whole, listed, index, count, weight, bias, area):
+    """`patch_mask` of whole maps by what their channels add up to; no map is read.
+
+    Args:
+        sums (Tensor): (N, C) float32, of samples that the others leave out.
+        whole (Tensor | None): Pieces of `conv1x1_shortcut`, of all samples: instead of `sums`.
+        listed (Tensor): Pieces of `conv1x1_add_patches_`, of listed samples: before all else.
+        index (Tensor): Which samples are listed, of `active_patches`.
+        count (Tensor): Likewise.
+        weight (Tensor): (C,), of logit_on - logit_off.
+        bias (Tensor): (1,), of logit_on - logit_off.
+        area (int): Positions of a map.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N, 1, 1) bool, and (N, C) float32: the sums of all samples.
+    """
+    total, n = sums.clone() if whole is None else whole.sum(1), int(count)
+    total[index[:n].long()] = listed[:n].sum(1).to(total.dtype)
+    wide = torch.promote_types(total.dtype, torch.float32)
+    logits = total.to(wide) @ weight.to(wide) / area + bias.to(wide)
+    return ~(logits < 0)[:, None, None], total.to(sums.dtype)  # NaN is on
 
 
 def _fake_means(x):

@@ -30,6 +30,11 @@ def sum_pieces(size, granularity):
     return (height * width + 62) // 64 + 1
 
 
+def _room_for_pieces(y, patches, granularity):
+    return y.new_empty((patches, sum_pieces(y.shape[-2:], granularity), y.shape[1]),
+                       dtype=torch.float32)
+
+
 def _write_pieces(pieces, x, granularity, index, count):
     """All that a listed patch of a map adds up to as its first piece."""
     extent = patch_extent(x.shape[-2:], granularity)
@@ -123,11 +128,9 @@ def _fake_positions(x, index, count, weight, bias, stride=1, *_, **__):
 
 @op('(Tensor x, Tensor? index, Tensor? count, Tensor weight, Tensor bias, int stride=1, '
     'bool relu=True, Tensor? channel_index=None, Tensor? channel_count=None, int group_size=1, '
-    'Tensor? packed=None, int granularity=1, Tensor? active=None, Tensor(a!)? pieces=None) '
-    '-> Tensor', fake=_fake_positions)
+    'Tensor? packed=None, int granularity=1) -> Tensor', fake=_fake_positions)
 def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
-                      channel_count=None, group_size=1, packed=None, granularity=1, active=None,
-                      pieces=None):
+                      channel_count=None, group_size=1, packed=None, granularity=1):
     """A 1x1 convolution (and ReLU) at listed output positions, or patches of them.
 
     Args:
@@ -144,10 +147,6 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
         group_size (int): G.
         packed (Tensor | None): Prepared weights.
         granularity (int): Side of what is listed: 1 for positions.
-        active (Tensor | None): (N, ceil(H' / granularity), ceil(W' / granularity)) bool: rectify
-            the patches that are not active. With all positions and `relu` False; on a GPU only.
-        pieces (Tensor | None): (listed patches, `sum_pieces`, C') float32, takes what listed
-            patches add up to, in pieces. On a GPU only.
 
     Returns:
         Tensor: (N, C', H', W'), channels-last; positions that are not listed are
@@ -165,14 +164,42 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
         mask = channel_mask(channel_index, channel_count, group_size)
         rows = to_compact(rows, flat // (size[0] * size[1]), mask)
     out = rows.new_zeros(len(x) * size[0] * size[1], rows.shape[1]).index_copy(0, flat, rows)
-    out = _map(out, len(x), *size)
-    if active is not None:
-        height, width = patch_extent(size, granularity)
-        on = active.repeat_interleave(height, 1).repeat_interleave(width, 2)
-        out = torch.where(on[:, None, :size[0], :size[1]], out, F.relu(out))
-    if pieces is not None:
-        _write_pieces(pieces, out, granularity, index, count)
-    return out
+    return _map(out, len(x), *size)
+
+
+def _fake_shortcut(x, active, weight, bias, stride, granularity, sums):
+    y = _fake_positions(x, None, None, weight, bias, stride)
+    return y, _room_for_pieces(y, active.numel() if sums else 0, granularity)
+
+
+@op('(Tensor x, Tensor active, Tensor weight, Tensor bias, int stride, int granularity, bool sums) '
+    '-> (Tensor, Tensor)', fake=_fake_shortcut)
+def conv1x1_shortcut(x, active, weight, bias, stride, granularity, sums):
+    """A 1x1 convolution of a whole map, with ReLU on patches that get nothing added.
+
+    Args:
+        x (Tensor): (N, C, H, W), channels-last.
+        active (Tensor): (N, ceil(H' / S), ceil(W' / S)) bool: patches that get more added.
+        weight (Tensor): (C', C, 1, 1).
+        bias (Tensor): (C',).
+        stride (int): Of the convolution.
+        granularity (int): S.
+        sums (bool): Whether patches are added up.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N, C', H', W'), channels-last; and (patches, `sum_pieces`, C')
+        float32, what each patch adds up to, in pieces, or of no patches.
+    """
+    y = conv1x1_positions.reference(x, None, None, weight, bias, stride, False)
+    size = y.shape[-2:]
+    height, width = patch_extent(size, granularity)
+    on = active.repeat_interleave(height, 1).repeat_interleave(width, 2)
+    y = torch.where(on[:, None, :size[0], :size[1]], y, F.relu(y))
+    y = y.contiguous(memory_format=torch.channels_last)
+    pieces = _room_for_pieces(y, active.numel() if sums else 0, granularity)
+    if sums:
+        _write_pieces(pieces, y, granularity, None, None)
+    return y, pieces
 
 
 def _fake_patches(y, index, count, weight, bias, granularity, stride=1, *_, **__):

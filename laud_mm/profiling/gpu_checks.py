@@ -151,14 +151,11 @@ def _sums(device, dtype, n, width, side):
             call = operation.reference if wide else operation
             return call(*(a.double() if wide and isinstance(a, torch.Tensor)
                           and a.is_floating_point() else a for a in args), **kwargs)
-        whole, listed = (torch.zeros(n, ops.sum_pieces((side, side), side), width, device=device)
-                         for _ in range(2))
-        y = of(ops.conv1x1_positions, x, None, None, *shortcut, 1, False, granularity=side,
-               active=active, pieces=whole)
+        listed = torch.zeros(n, ops.sum_pieces((side, side), side), width, device=device)
+        y, whole = of(ops.conv1x1_shortcut, x, active, *shortcut, 1, side, True)
         of(ops.conv1x1_add_patches_, y, y, rows, index, count, *conv3, side, pieces=listed)
-        sums = torch.zeros(n, width, device=device)
-        mask = of(ops.patch_mask, y, weight, bias, side, sums=sums, whole=whole, listed=listed,
-                  index=index, count=count)
+        mask, sums = of(ops.sums_mask, torch.zeros(n, width, device=device), whole, listed, index,
+                        count, weight, bias, side**2)
         read = torch.einsum('nchw,c->n', y.double(), weight.double()) / side**2
         sure = read.abs() > 1e-2  # else rounding decides
         found.append((y, sums / side**2, mask.flatten()[sure], (read >= 0)[sure]))

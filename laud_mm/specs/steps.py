@@ -241,7 +241,7 @@ STEP_KINDS: dict[str, StepKind] = dict(
                      lambda s, w: (s.op.stride, int(s.listed)), ('conv1x1_positions',)),
     # A shortcut, with ReLU where nothing is added to it.
     shortcut1x1=StepKind(('rows', 'inputs', 'outputs'), _conv_rows, lambda s, w: (s.op.stride,),
-                         ('conv1x1_positions',)),
+                         ('conv1x1_shortcut',)),
     rows3x3=StepKind(('rows', 'inputs', 'outputs'), _patch_conv, lambda s, w: (s.op.stride,),
                      ('conv3x3_patches',)),
     rows3x3_winograd=StepKind(('rows', 'inputs', 'outputs'), _tiles,

@@ -65,7 +65,7 @@ def _picked(channel_count, group_size):
     return channel_count.float().mean().item() * group_size
 
 
-def read_patch_mask(x, weight, bias, window, *_):
+def read_patch_mask(x, weight, bias, window):
     units = _grid(x.shape[2:], window)
     whole = (len(x), math.prod(x.shape[2:]), x.shape[1])
     return [('layer_masker', whole), ('spatial_masker', (*whole, units))]
@@ -93,19 +93,21 @@ def read_halo_positions(index, count, samples, height, width, side, stride=1, di
 
 
 def read_conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channel_index=None,
-                           channel_count=None, group_size=1, packed=None, granularity=1,
-                           active=None, pieces=None):
+                           channel_count=None, group_size=1, packed=None, granularity=1):
     area = math.prod((n - 1) // stride + 1 for n in x.shape[2:])
     rows, samples = len(x) * area, len(x)
     if index is not None:
         size = tuple((n - 1) // stride + 1 for n in x.shape[2:])
         flat, inside = ops.patch_positions(index, count, size, granularity)
         rows, samples = int(inside.sum()), len((flat[inside] // area).unique())
-    if active is not None:
-        return [('shortcut1x1', (rows, x.shape[1], len(weight)))]
     if channel_index is None:
         return [('rows1x1', (rows, x.shape[1], len(weight)))]
     return [('picked1x1', (rows, x.shape[1], _picked(channel_count, group_size), samples))]
+
+
+def read_conv1x1_shortcut(x, active, weight, bias, stride, granularity, sums):
+    (kind, sizes), = read_conv1x1_positions(x, None, None, weight, bias, stride)
+    return [('shortcut1x1', sizes)]
 
 
 def read_conv3x3_patches(y, index, count, weight, bias, side, stride=1, dilation=1, groups=1,
@@ -304,25 +306,29 @@ def test_a_bottleneck_runs_the_program_of_a_gpu(data):
     assert (sums is not None) == (paradigms == ('layer',))
 
 
-def recorded_masks():
-    """A stand-in for `ops.patch_mask`, and whether each call knew the sums."""
-    own, known = ops.patch_mask, []
+def recorded_masks(patch):
+    """Notes whether each masker of layers knows the sums of its input, and checks these."""
+    known, decide = [], RUN_TABLE['layer_masker']
 
-    def patch_mask(x, weight, bias, window, *sums):
-        known.append(bool(sums))
-        mask = own(x, weight, bias, window)
-        if sums:  # the same decision as by reading the map
-            assert torch.equal(own(x, weight, bias, window, *sums), mask)
-            assert torch.allclose(sums[0].double(), x.double().sum((2, 3)), rtol=1e-4, atol=1e-3)
-        return mask
-    return patch_mask, known
+    def run_masker(run, step):
+        knows = run.sums is not None
+        decide(run, step)
+        known.append(knows)
+        weight, bias = run.weights.maskers['layer']
+        read = ops.patch_mask(run.x, weight, bias, ops.WHOLE)
+        assert torch.equal(run.masks['layer'], read.flatten(1))
+        if knows:
+            exact = run.x.double().sum((2, 3))
+            assert torch.allclose(run.sums.sums.double(), exact, rtol=1e-4, atol=1e-3)
+    patch.setitem(RUN_TABLE, 'layer_masker', run_masker)
+    return known
 
 
 @pytest.mark.parametrize('deployed', [False, True])
 def test_maskers_of_a_gpu_read_no_map_but_the_first(deployed, monkeypatch):
     net = randomize_norms(LAUDResNet(50, paradigm='layer', base_channels=8)).eval()
     x, more = torch.randn(5, 3, 40, 48), torch.randn(5, 3, 40, 48)
-    patch_mask, known = recorded_masks()
+    known = recorded_masks(monkeypatch)
     with torch.no_grad(), as_on_a_gpu(), ops.use_references():
         with force_rate(net, 0.5):
             net(x)
@@ -330,18 +336,15 @@ def test_maskers_of_a_gpu_read_no_map_but_the_first(deployed, monkeypatch):
         for masker in net.maskers():  # decides by the image, about half of the time
             masker.layer.conv.bias.zero_()
         run = deploy(net, image_size=(40, 48), batch=5) if deployed else net
-        monkeypatch.setattr(ops, 'patch_mask', patch_mask)
         for image in (x, more):
+            known.clear()
             with nullcontext() if deployed else replay(net, decisions):
                 outputs = run(image)
             assert known == [False] + [True] * (len(net.blocks()) - 1)
-            known.clear()
-            monkeypatch.undo()
             with net.executing(mode='masked'), nullcontext() if deployed else replay(
                     net, decisions):
                 for y, expected in zip(outputs, net(image)):
                     assert (y - expected).abs().max() <= 1e-3 * expected.abs().max()
-            monkeypatch.setattr(ops, 'patch_mask', patch_mask)
 
 
 @pytest.mark.parametrize('groups, granularity, expected', [

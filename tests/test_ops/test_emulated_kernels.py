@@ -232,9 +232,8 @@ def test_shortcuts_rectify_what_gets_no_more_and_add_up_patches(device, data):
     device.run('run_conv1x1_positions', *conv.arguments, n, height, width, s, stride, False, None,
                None, active.numel(), None, None, 0, 1, x, None, out, False, None, None, active,
                pieces)
-    expected = ops.conv1x1_positions.reference(
-        as_map(x, n, height, width), None, None, *conv.reference, stride, False, granularity=s,
-        active=active)
+    expected, _ = ops.conv1x1_shortcut.reference(as_map(x, n, height, width), active,
+                                                 *conv.reference, stride, s, False)
     assert_close(out, as_rows(expected), dtype)
     assert is_intact(out) and device.bank_conflicts == 0
     if pieces is not None:
@@ -273,37 +272,31 @@ def test_every_tile(device, dtype, descending):
 
 @MANY
 @given(st.data())
-def test_maskers_that_know_what_patches_add_up_to(device, data):
-    n, channels, window = drawn(data, 0, 1, 3), drawn(data, 3, 70, 600), drawn(data, 1, 3, 8, 64)
-    size = tuple(data.draw(st.integers(1, 12)) for _ in range(2))
-    grid = (n, *(-(-m // window) for m in size))
-    patches, k = grid[0] * grid[1] * grid[2], ops.sum_pieces(size, window)
-    area = min(window, size[0]) * min(window, size[1])
-
-    def pieces(units):  # none of which lie behind a unit's last one
-        first = torch.arange(units) * area // 64
-        bands = (torch.arange(1, units + 1) * area - 1) // 64 - first + 1
-        held = torch.arange(k) < bands[:, None]
-        return torch.randn(units, k, channels).masked_fill(~held[..., None], NAN)
-    index, count = ops.active_patches(torch.rand(grid) < drawn(data, 0, 0.5, 1))
+def test_maskers_that_know_what_maps_add_up_to(device, data):
+    n, channels = drawn(data, 0, 1, 3, 9), drawn(data, 3, 70, 600)
+    height, width = (data.draw(st.integers(1, 14)) for _ in range(2))
+    area, k = height * width, ops.sum_pieces((height, width), ops.WHOLE)
+    # Bands that a sample's rows lie in; none of the pieces behind them.
+    first, last = (torch.arange(n + i) * area for i in (0, 1))
+    bands = (last[1:] - 1) // 64 - first // 64 + 1
+    held = (torch.arange(k) < bands[:, None])[..., None]
+    index, count = ops.active_patches(torch.rand(n, 1, 1) < drawn(data, 0, 0.5, 1))
     index[int(count):] = 2**30
-    whole = pieces(patches) if drawn(data, True, False) else None
-    listed = pieces(len(index)) if drawn(data, True, False) else None
-    sums, weight, bias = torch.randn(patches, channels), torch.randn(channels), torch.randn(1)
-    actual, mask = guarded(sums), guarded(torch.full(grid, 7, dtype=torch.int8))
+    listed, whole = (torch.randn(n, k, channels).masked_fill(~held, NAN) for _ in range(2))
+    whole = whole if drawn(data, True, False) else None
+    sums, weight, bias = torch.randn(n, channels), torch.randn(channels), torch.randn(1)
+    total, mask = guarded(torch.full((n, channels), NAN)), guarded(
+        torch.full((n, 1, 1), 7, dtype=torch.int8))
     set_any(device, data)
-    listing = (None, None, 0) if listed is None else (guarded(index), count, len(index))
-    device.run('run_sums_mask', n, *size, window, *listing, actual, whole, listed, channels,
-               guarded(weight), bias, mask)
-    x, wide = torch.empty(n, channels, *size).double(), sums.double()
-    reference = [None if t is None else t.nan_to_num(0.0).double() for t in (whole, listed)]
-    more = (None, None) if listed is None else (index, count)
-    near = [ops.patch_mask.reference(x, weight.double(), bias.double() + d, window, wide,
-                                     *reference, *more) for d in (-1e-4, 1e-4)]
-    assert_close(actual, wide, torch.float32)
-    sure = near[0] == near[1]
-    assert torch.equal(mask.bool()[sure], near[0][sure])
-    assert set(mask.flatten().tolist()) <= {0, 1} and is_intact(mask) and is_intact(actual)
+    device.run('run_sums_mask', n, height, width, 99, guarded(index), count, n, guarded(sums),
+               whole, listed, total, channels, guarded(weight), bias, mask)
+    wide = [t if t is None else t.nan_to_num(0.0).double() for t in (sums, whole, listed)]
+    near = [ops.sums_mask.reference(*wide, index, count, weight.double(), bias.double() + d, area)
+            for d in (-1e-4, 1e-4)]
+    assert_close(total, near[0][1], torch.float32)
+    sure = near[0][0] == near[1][0]
+    assert torch.equal(mask.bool()[sure], near[0][0][sure])
+    assert set(mask.flatten().tolist()) <= {0, 1} and is_intact(mask) and is_intact(total)
 
 
 @MANY

@@ -170,9 +170,9 @@ def _decide(run, step):
     name = step.kind.removesuffix('_masker')
     masker, weights = getattr(run.block.masker, name), run.weights.maskers[name]
     with no_autocast(run.x.device):
-        if name == 'layer' and run.sums is not None:
-            mask = ops.patch_mask(run.x, *weights, ops.WHOLE, *run.sums)
-            run.sums = MapSums(run.sums.sums)  # they are up to date now
+        if name == 'layer' and run.sums is not None and run.sums.listed is not None:
+            mask, sums = ops.sums_mask(*run.sums, *weights, run.x.shape[2] * run.x.shape[3])
+            run.sums = MapSums(sums)
         else:
             mask = masker.decide_by(run.x, *weights)
     run.masks[MASKS[name]] = mask.flatten(1) if name == 'layer' else mask
@@ -209,23 +209,19 @@ def _list_positions(run, step):
 @runs('copy_map')
 def _copy_map(run, step):
     run.out = run.identity.clone()
-    run.sums = None if run.sums is None else MapSums(run.sums.sums.clone())
 
 
 # The operations on what is listed.
 
 @runs('shortcut1x1')
 def _shortcut(run, step):
-    conv, active, pieces = run.weights.shortcut, run.patches(), None
-    run.sums = None
-    if step.sums:
-        size = run.shape.out_size(run.x.shape[-2:])
-        pieces = _sum_pieces(run, len(run.x), size)
-        run.sums = MapSums(torch.empty_like(pieces[:, 0]), pieces)
+    conv = run.weights.shortcut
     # The map is ours to write: conv3 adds to what is active, the rest is relu(shortcut).
-    run.identity = run.out = ops.conv1x1_positions(
-        run.identity, None, None, conv.weight, conv.bias, step.op.stride, False,
-        granularity=run.patch_of(step), active=active, pieces=pieces)
+    run.out, pieces = ops.conv1x1_shortcut(
+        run.identity, run.patches(), conv.weight, conv.bias, step.op.stride, run.patch_of(step),
+        step.sums)
+    run.identity = run.out
+    run.sums = MapSums(pieces[:, 0], pieces) if step.sums else None
 
 
 def _sum_pieces(run, samples, size):

@@ -346,9 +346,7 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& listed_units,
                          const OptionalTensor& count, const Tensor& weight, const Tensor& bias,
                          int64_t stride, bool relu, const OptionalTensor& channel_index,
                          const OptionalTensor& channel_count, int64_t group_size,
-                         const OptionalTensor& packed, int64_t granularity,
-                         const OptionalTensor& active, const OptionalTensor& pieces) {
-  TORCH_CHECK(!active && !pieces, "active and pieces must be None on a CPU");
+                         const OptionalTensor& packed, int64_t granularity) {
   auto call = check_positions(x, listed_units, count, weight, bias, stride, channel_index,
                               channel_count, group_size, granularity);
   OptionalTensor index = listed_units;

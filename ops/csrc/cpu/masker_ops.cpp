@@ -39,11 +39,7 @@ void patch_mask_as(const Tensor& x, const Tensor& weight, const Tensor& bias,
   threshold(logits, *data_of<Sum>(bias), grid, mask);
 }
 
-Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window,
-                  const OptionalTensor& sums, const OptionalTensor& /*whole*/,
-                  const OptionalTensor& /*listed*/, const OptionalTensor& /*index*/,
-                  const OptionalTensor& /*count*/) {
-  TORCH_CHECK(!sums, "sums must be None on a CPU");
+Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window) {
   const auto grid = check_masker(x, weight, bias, window);
   const auto type = compute_type(x);
   Tensor mask = at::empty({x.size(0), grid.rows(), grid.columns()}, x.options().dtype(at::kBool));

@@ -28,29 +28,45 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const Opt
                          const Tensor& weight, const Tensor& bias, int64_t stride, bool relu,
                          const OptionalTensor& channel_index, const OptionalTensor& channel_count,
                          int64_t group_size, const OptionalTensor& /*packed*/,
-                         int64_t granularity, const OptionalTensor& active,
-                         const OptionalTensor& pieces) {
+                         int64_t granularity) {
   const auto call = check_positions(x, index, count, weight, bias, stride, channel_index,
                                     channel_count, group_size, granularity);
-  TORCH_CHECK(!active || (!index && !relu), "active must be None with index or relu");
-  // Whole maps are cut into patches where something is known, or asked for, of each.
-  const auto grid = active || pieces ? PatchGrid::of(call.out, granularity) : call.grid;
-  if (active) check_active(*active, grid, x);
-  check_fits(grid, size_of(x));
+  check_fits(call.grid, size_of(x));
   const c10::cuda::CUDAGuard guard(x.device());
   const Tensor w = as_rows(weight), b = bias.contiguous();
   const UnitList list = index ? list_of(*index, *count)
-                              : UnitList{nullptr, nullptr, grid.patches()};
-  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), grid, stride,
+                              : UnitList{nullptr, nullptr, call.out.positions()};
+  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), call.grid, stride,
                                                list, list_of(call.channels));
   Tensor y = empty_map(x, call.out, weight.size(0));
   gemm.in = x.const_data_ptr();
   gemm.out = y.mutable_data_ptr();
   gemm.relu = relu;
-  if (active) gemm.active = active->const_data_ptr<bool>();
-  set_pieces(gemm, pieces, y);
   run(gemm);
   return y;
+}
+
+std::tuple<Tensor, Tensor> conv1x1_shortcut(const Tensor& x, const Tensor& active,
+                                            const Tensor& weight, const Tensor& bias,
+                                            int64_t stride, int64_t granularity, bool sums) {
+  const auto call = check_positions(x, {}, {}, weight, bias, stride, {}, {}, 1, granularity);
+  const auto grid = PatchGrid::of(call.out, granularity);
+  check_active(active, grid, x);
+  check_fits(grid, size_of(x));
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Tensor w = as_rows(weight), b = bias.contiguous();
+  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), grid, stride,
+                                               {nullptr, nullptr, grid.patches()}, {});
+  Tensor y = empty_map(x, call.out, weight.size(0));
+  const OptionalTensor pieces =
+      at::empty({sums ? grid.patches() : 0, pieces_of(grid.area()), weight.size(0)},
+                x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
+  gemm.in = x.const_data_ptr();
+  gemm.out = y.mutable_data_ptr();
+  gemm.active = active.const_data_ptr<bool>();
+  if (sums) set_pieces(gemm, pieces, y);
+  run(gemm);
+  return {y, *pieces};
 }
 
 Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count,
@@ -132,6 +148,7 @@ std::tuple<Tensor, Tensor> masker_conv1x1(const Tensor& x, const Tensor& weight,
 
 TORCH_LIBRARY_IMPL(laud_mm, CUDA, m) {
   m.impl("conv1x1_positions", conv1x1_positions);
+  m.impl("conv1x1_shortcut", conv1x1_shortcut);
   m.impl("conv3x3_patches", conv3x3_patches);
   m.impl("conv1x1_add_patches_", conv1x1_add_patches_);
   m.impl("masker_conv1x1", masker_conv1x1);

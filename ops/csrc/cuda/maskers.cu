@@ -98,17 +98,17 @@ __global__ void __launch_bounds__(kThreads)
     const int32_t listed = s.listed ? place_of(s.rows, p) : -1, unit = listed < 0 ? p : listed;
     const float* const from = listed < 0 ? s.whole : s.listed;
     const int32_t bands = s.rows.bands(unit);
-    float* const sums = s.sums + int64_t{p} * s.channels;
+    const int64_t own = int64_t{p} * s.channels;
     float logit = 0.f;
     for (int32_t c = threadIdx.x; c < s.channels; c += kThreads) {
       float sum = 0.f;
       if (from) {
         for (int32_t k = 0; k < bands; k++)
           sum += from[unit * pieces + int64_t{k} * s.channels + c];
-        sums[c] = sum;
       } else {
-        sum = sums[c];
+        sum = s.sums[own + c];
       }
+      s.total[own + c] = sum;
       logit += sum * __ldg(weight + c);
     }
     logit = warp_sum(logit);

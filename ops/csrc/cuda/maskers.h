@@ -21,15 +21,16 @@ cudaError_t launch_threshold(const float* logits, const float* bias, const Patch
                              bool* mask, const Launch& on);
 
 // What the channels of a map add up to over each patch: the pieces of `listed` for listed patches;
-// for others those of `whole`, or what `sums` already holds where that is null.
+// for others those of `whole`, or what `sums` holds where that is null.
 struct PatchSums {
   RowMap rows;  // of the patches, and their list
-  float* sums = nullptr;  // (patches, channels), brought up to date
+  const float* sums = nullptr;  // (patches, channels)
   const float *whole = nullptr, *listed = nullptr;  // (units, pieces, channels), see pieces_of
+  float* total = nullptr;                           // (patches, channels), takes all of them
   int32_t channels = 0;
 };
 
-// mask[p] = sums[p] . weight / positions of p + bias >= 0.
+// mask[p] = total[p] . weight / positions of p + bias >= 0.
 cudaError_t launch_sums_mask(const PatchSums& sums, const float* weight, const float* bias,
                              const PatchGrid& grid, bool* mask, const Launch& on);
 

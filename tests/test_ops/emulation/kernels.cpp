@@ -140,6 +140,7 @@ int run_sums_mask(const int64_t* arguments) {
   s.sums = a.pointer<float>();
   s.whole = a.pointer<float>();
   s.listed = a.pointer<float>();
+  s.total = a.pointer<float>();
   s.channels = int32_t(a.integer());
   auto* weight = a.pointer<float>();
   auto* bias = a.pointer<float>();
