@@ -23,7 +23,7 @@ from .slicing import slice_channels
 
 
 class MapSums(NamedTuple):
-    """What each sample of a map adds up to, as `ops.patch_mask` takes it; K pieces of a sample.
+    """What each sample of a map adds up to, as `ops.sums_mask` takes it; K pieces of a sample.
 
     Attributes:
         sums (Tensor): (N, C) float32; of samples that `whole` and `listed` leave out.
