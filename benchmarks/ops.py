@@ -15,7 +15,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -206,6 +206,18 @@ def cases(i):
             or not ('pack' in case.op or 'winograd' in case.variant)]
 
 
+def triton_case(i):
+    """The convolution of listed patches in Triton, as `cases` has that of CUDA."""
+    from laud_mm.ops.triton_patches import conv3x3_patches
+    known = next(case for case in cases(i) if (case.op, case.variant) == (
+        'conv3x3_patches', 'patches'))
+
+    def run(operation):
+        call = conv3x3_patches if operation is ops.conv3x3_patches else operation
+        return call(i.y, *i.units, *i.conv2, i.s)
+    return replace(known, run=run, variant='patches, Triton')
+
+
 def measure(programs, device, repeats):
     """Time programs in turn; short ones many at a time on a GPU."""
     if torch.device(device).type == 'cpu':
@@ -275,6 +287,8 @@ def parse_args(argv=None):
     parser.add_argument('--rate', nargs='+', type=float, default=[0.25, 0.5, 1.0])
     parser.add_argument('--device', choices=BATCHES, default='cpu')
     parser.add_argument('--precision', choices=DTYPES, default='fp32')
+    parser.add_argument('--triton', action='store_true',
+                        help='time conv3x3_patches in Triton too; needs a GPU')
     parser.add_argument('--repeats', type=int, default=5)
     parser.add_argument('--threads', type=int, help='CPU threads; default: all cores')
     parser.add_argument('--json', help='write the results to this file')
@@ -284,6 +298,8 @@ def parse_args(argv=None):
     args.batch = args.batch or BATCHES[args.device]
     if args.device == 'cuda' and not torch.cuda.is_available():
         sys.exit('error: --device must be cpu where torch finds no GPU, got cuda')
+    if args.triton and args.device != 'cuda':
+        sys.exit('error: --triton must be left out with --device cpu')
     return args
 
 
@@ -298,8 +314,10 @@ def main(argv=None):
         for stage, batch, rate in itertools.product(args.stage, args.batch, args.rate):
             inputs = Inputs(stage, batch, rate, args.device, dtype)
             about = dict(stage=stage, batch=batch, rate=rate)
+            chosen = [case for case in cases(inputs) if case.op in args.op]
+            chosen += [triton_case(inputs)] if args.triton else []
             rows += [time_case(case, about, args.repeats, ceilings, args.device)
-                     for case in cases(inputs) if case.op in args.op]
+                     for case in chosen]
             if 'masker_conv1x1' in args.op:
                 fused.append(time_fused_masker(inputs, about, args.repeats, args.device))
     print(text_table(rows, COLUMNS))

@@ -15,14 +15,16 @@ from .int8 import (
 )
 from .library import OPERATIONS, has_dot_products, has_kernel, use_references
 from .maps import average_pool, conv_map, max_pool, rectify_
-from .maskers import masker_conv1x1, patch_mask, position_means
+from .maskers import masker_conv1x1, patch_mask, position_means, sums_mask
 from .patch_conv import (
                          conv1x1_add_patches_,
                          conv1x1_positions,
+                         conv1x1_shortcut,
                          conv3x3_patches,
                          pack_conv,
                          pack_winograd,
                          slice_ready,
+                         sum_pieces,
 )
 from .patch_mlp import depthwise_norm_patches, mlp_add_patches_, pack_patchify, patchify
 from .stem import pack_stem, stem_conv
@@ -34,4 +36,4 @@ flops.register()
 
 __all__ = [*OPERATIONS, 'OPERATIONS', 'WHOLE', 'active_patches', 'has_dot_products', 'has_kernel',
            'pack_patchify', 'pack_stem', 'pack_stem_int8', 'patch_positions', 'slice_ready',
-           'use_references']
+           'sum_pieces', 'use_references']

@@ -110,6 +110,10 @@ def masker_conv1x1(x, weight, bias, mask_weight, mask_bias, window, packed=None,
             + patch_mask(x, mask_weight, mask_bias, window))
 
 
+def conv1x1_shortcut(x, active, weight, bias, stride, granularity, *_, **kwargs):
+    return conv1x1_positions(x, None, None, weight, bias, stride)
+
+
 def conv1x1_positions_int8(x, index, count, weight, bias, multiplier, stride=1, packed=None,
                            *_, **kwargs):
     return conv1x1_positions(x, index, count, weight, bias, stride)
@@ -147,10 +151,10 @@ def stem_int8(x, weight, bias, multiplier, scale, zero, stride, pool, packed=Non
 
 
 FORMULAS = {f.__name__: f for f in (
-    conv_map, stem_conv, conv1x1_positions, conv3x3_patches, conv1x1_add_patches_, patchify,
-    depthwise_norm_patches, mlp_add_patches_, excite_patches_, patch_mask, masker_conv1x1,
-    conv1x1_positions_int8, shortcut_int8, conv3x3_patches_int8, conv1x1_add_patches_int8_,
-    patch_mask_int8, stem_int8)}
+    conv_map, stem_conv, conv1x1_positions, conv1x1_shortcut, conv3x3_patches,
+    conv1x1_add_patches_, patchify, depthwise_norm_patches, mlp_add_patches_, excite_patches_,
+    patch_mask, masker_conv1x1, conv1x1_positions_int8, shortcut_int8, conv3x3_patches_int8,
+    conv1x1_add_patches_int8_, patch_mask_int8, stem_int8)}
 
 
 def register():

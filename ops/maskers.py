@@ -32,6 +32,35 @@ def patch_mask(x, weight, bias, window):
     return ~(logits < 0)  # NaN is on
 
 
+def _fake_sums(sums, whole, listed, index, count, weight, bias, area):
+    return sums.new_empty(len(sums), 1, 1, dtype=torch.bool), sums.new_empty(sums.shape)
+
+
+@op('(Tensor sums, Tensor? whole, Tensor listed, Tensor index, Tensor count, Tensor weight, '
+    'Tensor bias, SymInt area) -> (Tensor, Tensor)', fake=_fake_sums)
+def sums_mask(sums, whole, listed, index, count, weight, bias, area):
+    """`patch_mask` of whole maps by what their channels add up to; no map is read.
+
+    Args:
+        sums (Tensor): (N, C) float32, of samples that the others leave out.
+        whole (Tensor | None): Pieces of `conv1x1_shortcut`, of all samples: instead of `sums`.
+        listed (Tensor): Pieces of `conv1x1_add_patches_`, of listed samples: before all else.
+        index (Tensor): Which samples are listed, of `active_patches`.
+        count (Tensor): Likewise.
+        weight (Tensor): (C,), of logit_on - logit_off.
+        bias (Tensor): (1,), of logit_on - logit_off.
+        area (int): Positions of a map.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N, 1, 1) bool, and (N, C) float32: the sums of all samples.
+    """
+    total, n = sums.clone() if whole is None else whole.sum(1), int(count)
+    total[index[:n].long()] = listed[:n].sum(1).to(total.dtype)
+    wide = torch.promote_types(total.dtype, torch.float32)
+    logits = total.to(wide) @ weight.to(wide) / area + bias.to(wide)
+    return ~(logits < 0)[:, None, None], total.to(sums.dtype)  # NaN is on
+
+
 def _fake_means(x):
     return x.new_empty(x.shape[:2], dtype=torch.promote_types(x.dtype, torch.float32))
 

@@ -24,6 +24,27 @@ def _map(rows, samples, height, width):
     return rows.view(samples, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
+def sum_pieces(size, granularity):
+    """In how many pieces kernels add up a patch of a map of `size`: as `pieces_of` of row_map.h."""
+    height, width = patch_extent(size, granularity)
+    return (height * width + 62) // 64 + 1
+
+
+def _room_for_pieces(y, patches, granularity):
+    return y.new_empty((patches, sum_pieces(y.shape[-2:], granularity), y.shape[1]),
+                       dtype=torch.float32)
+
+
+def _write_pieces(pieces, x, granularity, index, count):
+    """All that a listed patch of a map adds up to as its first piece."""
+    extent = patch_extent(x.shape[-2:], granularity)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    sums = _rows(F.avg_pool2d(wide, extent, ceil_mode=True, divisor_override=1)).to(pieces.dtype)
+    if index is not None:
+        sums = sums[index[:int(count)].long()]
+    pieces[:len(sums)] = F.pad(sums[:, None], (0, 0, 0, pieces.shape[1] - 1))
+
+
 def _strided(size, stride):
     return tuple((n - 1) // stride + 1 for n in size)
 
@@ -146,6 +167,41 @@ def conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, channe
     return _map(out, len(x), *size)
 
 
+def _fake_shortcut(x, active, weight, bias, stride, granularity, sums):
+    y = _fake_positions(x, None, None, weight, bias, stride)
+    return y, _room_for_pieces(y, active.numel() if sums else 0, granularity)
+
+
+@op('(Tensor x, Tensor active, Tensor weight, Tensor bias, int stride, int granularity, bool sums) '
+    '-> (Tensor, Tensor)', fake=_fake_shortcut)
+def conv1x1_shortcut(x, active, weight, bias, stride, granularity, sums):
+    """A 1x1 convolution of a whole map, with ReLU on patches that get nothing added.
+
+    Args:
+        x (Tensor): (N, C, H, W), channels-last.
+        active (Tensor): (N, ceil(H' / S), ceil(W' / S)) bool: patches that get more added.
+        weight (Tensor): (C', C, 1, 1).
+        bias (Tensor): (C',).
+        stride (int): Of the convolution.
+        granularity (int): S.
+        sums (bool): Whether patches are added up.
+
+    Returns:
+        tuple[Tensor, Tensor]: (N, C', H', W'), channels-last; and (patches, `sum_pieces`, C')
+        float32, what each patch adds up to, in pieces, or of no patches.
+    """
+    y = conv1x1_positions.reference(x, None, None, weight, bias, stride, False)
+    size = y.shape[-2:]
+    height, width = patch_extent(size, granularity)
+    on = active.repeat_interleave(height, 1).repeat_interleave(width, 2)
+    y = torch.where(on[:, None, :size[0], :size[1]], y, F.relu(y))
+    y = y.contiguous(memory_format=torch.channels_last)
+    pieces = _room_for_pieces(y, active.numel() if sums else 0, granularity)
+    if sums:
+        _write_pieces(pieces, y, granularity, None, None)
+    return y, pieces
+
+
 def _fake_patches(y, index, count, weight, bias, granularity, stride=1, *_, **__):
     height, width = patch_extent(_strided(y.shape[-2:], stride), granularity)
     return y.new_empty(index.shape[0], height * width, len(weight))
@@ -238,10 +294,10 @@ def _windows(y, patches, size, granularity, stride, dilation):
 
 @op('(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, Tensor count, Tensor weight, '
     'Tensor bias, int granularity, Tensor? channel_index=None, Tensor? channel_count=None, '
-    'int group_size=1, Tensor? packed=None, Tensor? shifts=None) -> ()')
+    'int group_size=1, Tensor? packed=None, Tensor? shifts=None, Tensor(b!)? pieces=None) -> ()')
 def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granularity,
                          channel_index=None, channel_count=None, group_size=1, packed=None,
-                         shifts=None):
+                         shifts=None, pieces=None):
     """1x1 convolution, scatter, add and ReLU: out = relu(identity + conv(rows)) on patches.
 
     Positions of patches that are not listed stay as they are in `out`. Where
@@ -262,6 +318,8 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
         packed (Tensor | None): Prepared weights.
         shifts (Tensor | None): (N, C'), added to the bias of each sample. With `channel_index`
             only.
+        pieces (Tensor | None): (len(index), `sum_pieces`, C') float32, takes what listed
+            patches of `out` add up to, in pieces. On a GPU only.
 
     Returns:
         Tensor: What was written to.
@@ -277,3 +335,5 @@ def conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, granul
         values = values + shifts[flat // (size[0] * size[1])].to(values.dtype)
     values = F.relu(_rows(identity)[flat] + values)
     out.permute(0, 2, 3, 1).view(-1, out.shape[1]).index_copy_(0, flat, values.to(out.dtype))
+    if pieces is not None:
+        _write_pieces(pieces, out, granularity, index, count)

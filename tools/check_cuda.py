@@ -27,7 +27,7 @@ ARCHITECTURES = ('80', '90', '120')
 MULTIPROCESSORS = {'80': (164 << 10, 163 << 10, 2048, 32), '90': (228 << 10, 227 << 10, 2048, 32),
                    '120': (100 << 10, 99 << 10, 1536, 24)}
 REGISTERS, RESERVED = 65536, 1 << 10  # of a multiprocessor; shared memory that each block costs
-STAGES, ROW_BYTES, CHUNK = 4, 64, 16  # of the pipeline in row_gemm.cuh
+ROW_BYTES, CHUNK = 64, 16  # of a stage of the pipeline in row_gemm.cuh
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Kernel:
         tile = _tile(self.name)
         if tile is None:
             return 0
-        rows, columns = tile[:2]
+        rows, columns, *_, stages = tile
         size = 4 if '<float' in self.name else 2
-        pipeline = STAGES * (rows + columns) * ROW_BYTES
+        pipeline = stages * (rows + columns) * ROW_BYTES
         results = rows * (columns * size + CHUNK)
         apart = pipeline + results
         most = MULTIPROCESSORS[self.arch][1]
@@ -78,8 +78,8 @@ class Kernel:
 
 
 def _tile(name):
-    """Rows, columns, and those of a warp, of a product's tile; None of other kernels."""
-    found = re.search(r'Tile<(\d+), (\d+), (\d+), (\d+)', name)
+    """Rows, columns, those of a warp, blocks and stages of a product; None of other kernels."""
+    found = re.search(r'Tile<(\d+), (\d+), (\d+), (\d+), (\d+), (\d+)', name)
     return found and tuple(map(int, found.groups()))
 
 

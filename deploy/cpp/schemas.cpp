@@ -22,6 +22,9 @@ TORCH_LIBRARY(laud_mm, m) {
       "channel_count=None, int group_size=1, Tensor? packed=None, int granularity=1) -> "
       "Tensor");
   m.def(
+      "conv1x1_shortcut(Tensor x, Tensor active, Tensor weight, Tensor bias, int stride, "
+      "int granularity, bool sums) -> (Tensor, Tensor)");
+  m.def(
       "conv3x3_patches(Tensor y, Tensor index, Tensor count, Tensor weight, Tensor bias, "
       "int granularity, int stride=1, int dilation=1, int groups=1, Tensor? "
       "channel_index=None, Tensor? channel_count=None, int group_size=1, Tensor? "
@@ -30,9 +33,12 @@ TORCH_LIBRARY(laud_mm, m) {
       "conv1x1_add_patches_(Tensor(a!) out, Tensor identity, Tensor rows, Tensor index, "
       "Tensor count, Tensor weight, Tensor bias, int granularity, Tensor? "
       "channel_index=None, Tensor? channel_count=None, int group_size=1, Tensor? "
-      "packed=None, Tensor? shifts=None) -> ()");
+      "packed=None, Tensor? shifts=None, Tensor(b!)? pieces=None) -> ()");
   m.def(
       "patch_mask(Tensor x, Tensor weight, Tensor bias, int window) -> Tensor");
+  m.def(
+      "sums_mask(Tensor sums, Tensor? whole, Tensor listed, Tensor index, Tensor count, "
+      "Tensor weight, Tensor bias, SymInt area) -> (Tensor, Tensor)");
   m.def(
       "position_means(Tensor x) -> Tensor");
   m.def(

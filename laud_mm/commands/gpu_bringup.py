@@ -291,6 +291,15 @@ def measure_operations(report: StageReport) -> None:
                        sizes.repeats, '--json', path)
         return dict(file=path.name, results=len(_read(path)['results']))
 
+    def in_triton():
+        if not report.on_gpu:
+            raise NotDone('Triton compiles for a GPU')
+        path = report.folder / 'triton.json'
+        report.command(*program, '--stage', *sizes.stages, '--batch', sizes.batch, '--repeats',
+                       sizes.repeats, '--op', 'conv3x3_patches', '--triton', '--json', path)
+        return {'{stage} {variant}'.format(**row): row['kernel_ms']
+                for row in _read(path)['results']}
+
     def profile(kernel):
         if not report.on_gpu:
             raise NotDone('Nsight profiles a GPU')
@@ -299,6 +308,7 @@ def measure_operations(report: StageReport) -> None:
             'SpeedOfLight', '--section', 'Occupancy', *program, '--stage', 3, '--batch',
             sizes.batch, '--repeats', 1, '--op', 'conv3x3_patches', 'halo_positions')
     report.line('operations against the ceilings', operations)
+    report.line('the 3x3 convolution in Triton beside it', in_triton)
     for kernel in PROFILED:
         report.line(f'Nsight Compute on {kernel}', lambda kernel=kernel: profile(kernel))
 

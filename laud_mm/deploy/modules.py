@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from laud_mm import ops
-from laud_mm.models.dynamic import BottleneckRun, Excitation, StemRun, run_steps
+from laud_mm.models.dynamic import BottleneckRun, Excitation, MapSums, StemRun, run_steps
 from laud_mm.models.dynamic.maskers import decide_channels, decide_patches
 from laud_mm.models.dynamic.precision import no_autocast
 from laud_mm.specs import BottleneckShape, Program, Size, Step
@@ -176,21 +176,24 @@ class DeployedBlock(nn.Module):
         """The maskers, as steps ask for them."""
         return _Named(self.weights.masker)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, x: Tensor, sums: MapSums | None = None
+                ) -> tuple[Tensor, dict[str, Tensor], MapSums | None]:
         """Decide and compute.
 
         Args:
             x (Tensor): (N, C, H, W); may be written over.
+            sums (MapSums | None): See `run_program`.
 
         Returns:
-            tuple[Tensor, dict[str, Tensor]]: The output, and the masks by name.
+            tuple[Tensor, dict[str, Tensor], MapSums | None]: The output, the masks by name, and
+            the sums of the output, where they are known.
         """
         run = self.start(x.contiguous(memory_format=torch.channels_last))
+        run.sums = sums
         run_steps(run, self.program.deciding, self.clock)
         run.decision = run.decided()
         run_steps(run, self.program.computing, self.clock)
-        return run.out, run.decision.masks()
-
+        return run.out, run.decision.masks(), run.sums
 
     def start(self, x: Tensor) -> Any:
         """What its steps read and write."""
@@ -274,11 +277,11 @@ class DeployedBackbone(nn.Module):
         """
         outputs, decisions = [], {}
         with no_autocast(x.device):
-            y = self.start(x)
+            y, sums = self.start(x), None
             for index, blocks in enumerate(self.stages):
                 own: Any = blocks
                 for block in own:
-                    y, masks = block(y)
+                    y, masks, sums = block(y, sums)
                     decisions.update({f'{block.shape.name}.{name}': mask
                                       for name, mask in masks.items()})
                 if index in self.out_indices:

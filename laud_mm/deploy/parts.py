@@ -9,8 +9,9 @@ from .modules import DeployedMasker
 def deploy_maskers(maskers: Any) -> dict[str, DeployedMasker]:
     """The maskers of a block, by paradigm; none where it has none."""
     made = {}
-    for name, masker in () if maskers is None else maskers.named_children():
-        weight, bias = (t.clone() for t in masker.difference())
+    differences = {} if maskers is None else maskers.differences()
+    for name, (weight, bias) in differences.items():
+        weight, bias, masker = weight.clone(), bias.clone(), getattr(maskers, name)
         inner = masker.inner() if name == 'channel' else None
         made[name] = DeployedMasker(
             weight, bias, getattr(masker, 'window', None), getattr(masker, 'kind', None),

@@ -14,24 +14,99 @@ from dataclasses import dataclass
 from laud_mm.specs import STEP_KINDS, Case, NetworkSpec, Step, Work, network_spec
 
 VALUE_BYTES = 2  # of float16
+SUM_BYTES = 4
+BAND_ROWS = 64  # that kernels add up together, as in row_map.h
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a GPU does at most; those of an H100 from its data sheet and published measurements.
+    """What a GPU does at most; those of an H100: docs/ops.md says where they are from.
 
     Attributes:
         multiprocessors (int): Of the GPU.
-        memory_tb_s (float): From memory, at nine tenths of the data sheet.
+        memory_tb_s (float): From memory.
         cache_tb_s (float): From the second-level cache.
+        shared_tb_s (float): Through the shared memory of all multiprocessors.
         tflops (float): Products by mma.sync, which no kernel of ours comes above.
         launch_us (float): Between two kernels of a CUDA graph.
+        fill_us (float): Until a product's pipelines are full, and while its last tiles are
+            written: once in a kernel.
     """
     multiprocessors: int = 132
     memory_tb_s: float = 3.0
     cache_tb_s: float = 5.5
+    shared_tb_s: float = 30.9
     tflops: float = 620.0
     launch_us: float = 1.5
+    fill_us: float = 1.0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of outputs, and what a warp takes of it: `TileSize` of gemm_tiles.h.
+
+    Attributes:
+        rows, columns, warp_rows, warp_columns (int): Outputs.
+    """
+    rows: int
+    columns: int
+    warp_rows: int
+    warp_columns: int
+
+    @property
+    def read(self) -> int:
+        """Values from the second-level cache for each input."""
+        return self.rows + self.columns
+
+    @property
+    def shared(self) -> int:
+        """Values through shared memory for each input: written once, and read by every warp."""
+        warps = self.rows * self.columns // (self.warp_rows * self.warp_columns)
+        return self.read + warps * (self.warp_rows + self.warp_columns)
+
+
+TILES = (Tile(128, 256, 64, 64), Tile(128, 128, 64, 64), Tile(128, 64, 64, 32),
+         Tile(64, 64, 32, 32), Tile(128, 32, 32, 32))
+
+
+@dataclass(frozen=True)
+class Product:
+    """Some rows by a matrix, in tiles.
+
+    Attributes:
+        rows, depth, columns (float): Of the product: rows x depth by depth x columns.
+        tile (Tile): What a block computes at a time.
+    """
+    rows: float
+    depth: float
+    columns: float
+    tile: Tile
+
+    @property
+    def flops(self) -> float:
+        """A multiply-add is two."""
+        return 2 * self.rows * self.depth * self.columns
+
+    @property
+    def tiles(self) -> int:
+        """How many there are."""
+        return math.ceil(self.rows / self.tile.rows) * math.ceil(self.columns / self.tile.columns)
+
+    def waves(self, limits: Limits) -> float:
+        """Tiles for each multiprocessor."""
+        return self.tiles / limits.multiprocessors
+
+    def ms(self, limits: Limits) -> float:
+        """By tensor cores, shared memory and cache; the last wave takes as long as a full one.
+
+        A multiprocessor's own limits hold wave by wave, the cache serves all tiles together.
+        """
+        tile, share = self.tile, limits.multiprocessors / 1e9
+        products = 2 * tile.rows * tile.columns * self.depth / limits.tflops
+        shared = VALUE_BYTES * tile.shared * self.depth / limits.shared_tb_s
+        own = math.ceil(self.waves(limits)) * max(products, shared) * share
+        return max(own, self.tiles * VALUE_BYTES * tile.read * self.depth
+                   / limits.cache_tb_s / 1e9)
 
 
 @dataclass(frozen=True)
@@ -40,51 +115,48 @@ class Cost:
 
     Attributes:
         moved (float): Bytes from and to memory.
-        flops (float): A multiply-add is two.
         ours, library (int): Kernels of this project, and of the framework.
-        tiles (float): Of a product on tensor cores; 0: none.
-        intensity (float): FLOPs for each byte that a tile reads from the cache.
+        product (Product | None): On tensor cores.
     """
     moved: float = 0.0
-    flops: float = 0.0
     ours: int = 0
     library: int = 0
-    tiles: float = 0.0
-    intensity: float = 0.0
+    product: Product | None = None
 
-    def waves(self, limits: Limits) -> float:
-        """Tiles for each multiprocessor."""
-        return self.tiles / limits.multiprocessors
+    @property
+    def flops(self) -> float:
+        """Of the product."""
+        return 0.0 if self.product is None else self.product.flops
 
     def ms(self, limits: Limits) -> float:
-        """At least; the last wave of tiles takes as long as a full one."""
-        compute = 0.0
-        if self.tiles:
-            rate = min(limits.tflops, self.intensity * limits.cache_tb_s)
-            used = self.waves(limits) / math.ceil(self.waves(limits))
-            compute = self.flops / (rate * used) / 1e9
-        return max(compute, self.moved / limits.memory_tb_s / 1e9) \
-            + (self.ours + self.library) * limits.launch_us / 1e3
+        """At least."""
+        moving = self.moved / limits.memory_tb_s / 1e9
+        launching = (self.ours + self.library) * limits.launch_us / 1e3
+        if self.product is None:
+            return moving + launching
+        return max(self.product.ms(limits), moving) + launching + limits.fill_us / 1e3
 
 
-def tile_for(rows: float, columns: int, multiprocessors: int) -> tuple[int, int]:
-    """Rows and columns of a tile, as `tile_for` of gemm_tiles.h has it for one group."""
-    if columns <= 32:
-        return 128, 32
-    row_tiles = math.ceil(math.ceil(rows / 2) / 128)
-    half_used = columns <= 64 or 128 < columns <= 192
-    if not half_used and row_tiles * math.ceil(columns / 128) >= multiprocessors:
-        return 128, 128
-    return (128, 64) if row_tiles * math.ceil(columns / 64) >= multiprocessors else (64, 64)
+# Products in the time of a value from the cache, and of one through shared memory, as in
+# gemm_tiles.h.
+PER_READ, PER_SHARED = 113, 21
+
+
+def tile_for(rows: float, columns: int, multiprocessors: int) -> Tile:
+    """A tile of half types, as `tile_for` of gemm_tiles.h has it for one group."""
+    def cost(tile):
+        tiles = math.ceil(math.ceil(rows / 2) / tile.rows) * math.ceil(columns / tile.columns)
+        own = max(tile.rows * tile.columns, PER_SHARED * tile.shared)
+        return max(math.ceil(tiles / multiprocessors) * multiprocessors * own,
+                   tiles * tile.read * PER_READ)
+    return min(TILES, key=cost)
 
 
 def _product(rows, inputs, outputs, taps, reads, all_rows, limits, extra=0.0, ours=1):
-    """A convolution at some of all rows; `extra`: more values moved."""
+    """A convolution at some of all rows; `extra`: more bytes moved."""
     tile = tile_for(all_rows, int(outputs), limits.multiprocessors)
-    tiles = math.ceil(rows / tile[0]) * math.ceil(outputs / tile[1])
-    moved = reads * inputs + rows * outputs + taps * inputs * outputs + extra
-    return Cost(VALUE_BYTES * moved, 2 * rows * inputs * outputs * taps, ours, 1 - ours, tiles,
-                tile[0] * tile[1] / (tile[0] + tile[1]))
+    moved = VALUE_BYTES * (reads * inputs + rows * outputs + taps * inputs * outputs) + extra
+    return Cost(moved, ours, 1 - ours, Product(rows, taps * inputs, outputs, tile))
 
 
 def _listing(units):
@@ -93,15 +165,27 @@ def _listing(units):
 
 
 def _sum(*costs):
-    return Cost(sum(c.moved for c in costs), ours=sum(c.ours for c in costs),
-                library=sum(c.library for c in costs))
+    return Cost(sum(c.moved for c in costs), sum(c.ours for c in costs),
+                sum(c.library for c in costs), costs[0].product)
 
 
-def _cost(step: Step, work: Work, batch: int, limits: Limits) -> Cost:
+def _pieces(rows, channels):
+    """Bytes of what rows of whole maps add up to."""
+    return SUM_BYTES * (rows / BAND_ROWS) * channels
+
+
+def _cost(step: Step, work: Work, batch: int, limits: Limits, known: bool = False) -> Cost:
+    """What a step costs; `known`: kernels have added up the block's input."""
     own = dict(zip(STEP_KINDS[step.kind].sizes, STEP_KINDS[step.kind].measure(step, work)))
     kind, op, all_rows = step.kind, step.op, batch * step.out_rows
+    if kind not in ('rows3x3', 'rows1x1_add') and not step.listed:
+        all_rows *= 2  # tiles are chosen for half of them
     if kind == 'block':
         return Cost()
+    if kind == 'layer_masker' and known:  # pieces, and the sums that are read and written
+        values = own['samples'] * own['channels']
+        return Cost(_pieces(own['samples'] * own['positions'], own['channels'])
+                    + 2 * SUM_BYTES * values, ours=1)
     if kind in ('layer_masker', 'spatial_masker'):
         return Cost(VALUE_BYTES * own['samples'] * own['positions'] * own['channels'], ours=2)
     if kind == 'channel_masker':  # means; two layers with their elementwise kernels
@@ -111,28 +195,35 @@ def _cost(step: Step, work: Work, batch: int, limits: Limits) -> Cost:
         return _listing(own['units'])
     if kind == 'halo_positions':
         return _sum(Cost(own['map_rows'], ours=1), _listing(own['map_rows']))
-    if kind in ('rows1x1', 'rows3x3', 'rows1x1_add'):
-        taps = op.kernel_size**2
+    if kind in ('rows1x1', 'rows3x3', 'rows1x1_add', 'shortcut1x1'):
+        taps, extra = op.kernel_size**2, 0.0
+        if kind == 'rows1x1_add':
+            extra += VALUE_BYTES * own['rows'] * own['outputs']
+        if step.sums:
+            extra += _pieces(own['rows'], own['outputs'])
         return _product(own['rows'], own['inputs'], own['outputs'], taps,
-                        own['rows'] * op.stride**2 if taps > 1 else own['rows'], all_rows, limits,
-                        own['rows'] * own['outputs'] * (kind == 'rows1x1_add'))
+                        own['rows'] * op.stride**2 if taps > 1 else own['rows'],
+                        all_rows, limits, extra)
     if kind == 'masker_conv1x1':
-        return _sum_product(_product(own['rows'], own['inputs'], own['outputs'], 1, own['rows'],
-                                     all_rows, limits), Cost(4 * 2 * own['rows'], ours=1))
+        return _sum(_product(own['rows'], own['inputs'], own['outputs'], 1, own['rows'],
+                             all_rows, limits), Cost(4 * 2 * own['rows'], ours=1))
+    if kind == 'stem_conv':  # the library's convolution, and a kernel with bias, ReLU and pool
+        conv = VALUE_BYTES * own['rows'] * own['outputs']
+        pooled = conv / math.prod(pool.stride**2 for pool in step.inner)
+        made = _product(own['rows'], own['inputs'], own['outputs'], op.kernel_size**2,
+                        batch * step.in_rows, all_rows, limits, ours=0)
+        return _sum(made, Cost(conv + pooled, ours=1))
     if kind in ('conv1x1', 'conv3x3', 'conv7x7'):
-        return _product(own['rows'], own['inputs'], own['outputs'], op.kernel_size**2,
-                        own.get('reads', own['rows'] * op.stride**2), 2 * all_rows, limits, ours=0)
+        made = _product(own['rows'], own['inputs'], own['outputs'], op.kernel_size**2,
+                        own.get('reads', own['rows'] * op.stride**2), all_rows, limits, ours=0)
+        # Biases are elementwise kernels of their own.
+        return _sum(made, Cost(2 * VALUE_BYTES * own['rows'] * own['outputs'], library=1))
     # How often values pass between memory and elementwise kernels; a pool reads four times as many.
     passes = dict(relu=2, mask_channels=2, add_relu=5, add_masked_relu=5, copy_map=2, maxpool=5)
     if kind not in passes:
         raise ValueError(f'kind must be a step of a ResNet on a GPU, got {kind!r}')
     return Cost(VALUE_BYTES * own['rows'] * own['channels'] * passes[kind],
                 library=2 if kind.startswith('add') else 1)
-
-
-def _sum_product(product, other):
-    return Cost(product.moved + other.moved, product.flops, product.ours + other.ours,
-                product.library, product.tiles, product.intensity)
 
 
 @dataclass(frozen=True)
@@ -152,14 +243,14 @@ class StageArithmetic:
 
     def row(self, limits: Limits) -> dict:
         """One line of the table."""
-        products = [cost for cost in self.costs if cost.tiles]
+        products = [cost.product for cost in self.costs if cost.product]
         return dict(
             stage=self.name, blocks=self.blocks,
             launches=sum(cost.ours + cost.library for cost in self.costs),
             ours_per_block=self.ours,
             gb=sum(cost.moved for cost in self.costs) / 1e9,
             tflop=sum(cost.flops for cost in self.costs) / 1e12,
-            waves=min(cost.waves(limits) for cost in products),
+            waves=min(product.waves(limits) for product in products),
             ms=sum(cost.ms(limits) for cost in self.costs))
 
 
@@ -177,8 +268,8 @@ def forward_arithmetic(network: NetworkSpec, rate: float, batch: int,
         list[StageArithmetic]: The stem, and the stages in order.
     """
     limits = limits or Limits()
-    stem = tuple(_cost(step, Work(batch), batch, limits) for step in network.outside_steps)
-    stages = [StageArithmetic('stem', 0, stem, 0)]
+    stem = tuple(_cost(step, Work(batch), batch, limits) for step in network.fused_steps)
+    stages, known = [StageArithmetic('stem', 0, stem, 0)], False
     for stage in sorted({block.shape.stage for block in network.blocks}):
         blocks = [block for block in network.blocks if block.shape.stage == stage]
         costs, ours = [], 0
@@ -188,9 +279,11 @@ def forward_arithmetic(network: NetworkSpec, rate: float, batch: int,
             program = block.program(case, None, rates)
             works = {name: (max(own, key=lambda work: work.times),) for name, own in
                      block.shape.expected_work(case, program.route, rates).items()}
-            found = [_cost(step, work, batch, limits) for step, work, _ in program.at(works)]
+            steps = list(program.at(works))
+            found = [_cost(step, work, batch, limits, known) for step, work, _ in steps]
+            known = any(step.sums for step, *_ in steps)
             costs += found
-            ours = max(ours, sum(cost.ours - bool(cost.tiles and cost.ours) for cost in found))
+            ours = max(ours, sum(cost.ours - bool(cost.product and cost.ours) for cost in found))
         stages.append(StageArithmetic(f'stage {stage + 1}', len(blocks), tuple(costs), ours))
     return stages
 

@@ -7,13 +7,40 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 WARMUPS = 3  # untimed passes before a capture: weights are folded, libraries choose kernels
+
+
+@contextmanager
+def recording(graph: Any) -> Iterator[None]:
+    """Record what is launched in the block into a `torch.cuda.CUDAGraph`.
+
+    Where that fails, `torch.cuda.graph` of torch 2.11 leaves its own stream as the current one, and
+    the allocator in the belief that it still records: memory that several streams used would not
+    be used again. Both are set right here.
+    """
+    pool, device = torch.cuda.graph_pool_handle(), torch.cuda.current_device()
+    with torch.cuda.stream(torch.cuda.current_stream()):  # the current one again afterwards
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                yield
+        except BaseException:
+            _forget_pool(device, pool)
+            raise
+
+
+def _forget_pool(device, pool):
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:  # nothing is recorded: it failed before, or after all was recorded
+        return
+    torch._C._cuda_releasePool(device, pool)
 
 
 class CapturedPass:
@@ -40,7 +67,7 @@ class CapturedPass:
             torch.clear_autocast_cache()
             self.graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph):
+                with recording(self.graph):
                     self.outputs = run(self.x)
             finally:
                 torch.clear_autocast_cache()

@@ -136,6 +136,11 @@ def _positions(step, work, batch):
     return _conv(step, work, batch, side, work.positions / side**2, work.computing)
 
 
+@launches('shortcut1x1')
+def _shortcut(step, work, batch):
+    return _conv(step, work, batch, max(step.op.out_size), 0, work.samples)
+
+
 @launches('rows3x3', 'rows3x3_winograd', 'rows3x3_grouped', 'picked3x3', 'picked3x3_grouped')
 def _patches(step, work, batch):
     return _conv(step, work, batch, min(step.patch, max(step.op.out_size)), work.patches,

@@ -16,7 +16,7 @@ from laud_mm.models.dynamic import force_rate, override_decisions
 
 # Errors allowed, of the largest value that is expected.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-TILES = ((128, 128), (128, 64), (64, 64), (128, 32))
+TILES = ((128, 256), (128, 128), (128, 64), (64, 64), (128, 32))
 # Outputs of a stage's convolutions, and sides of its maps, of a ResNet at 224 x 224.
 STAGES = ((64, 56), (128, 28), (256, 14), (512, 7), (256, 56), (512, 28), (1024, 14), (2048, 7),
           (32, 56))
@@ -49,10 +49,16 @@ class OpCheck:
         return worst
 
 
-def stage_sized(tile, multiprocessors):
+def tiles_of(dtype):
+    """The tiles of products in a type: rows and columns."""
+    return TILES if dtype.itemsize == 2 else TILES[1:]
+
+
+def stage_sized(tile, multiprocessors, dtype):
     """The smallest case of a network's sizes that has a tile: images, outputs and side."""
     cases = [(n, columns, side) for n in (1, 2, 4, 8, 16, 32, 64, 128) for columns, side in STAGES
-             if torch.ops.laud_mm_build.tile(n * side**2, columns, 1, multiprocessors) == tile]
+             if torch.ops.laud_mm_build.tile(n * side**2, columns, 1, multiprocessors,
+                                             dtype.itemsize == 2) == tile]
     return min(cases, key=lambda case: case[0] * case[2]**2 * case[1]**2)
 
 
@@ -66,8 +72,8 @@ def multiprocessors_of(device):
 def op_checks(device, dtypes=tuple(TOLERANCES)) -> Iterator[OpCheck]:
     """Every kernel on every type: each tile of the convolutions, and what lists and decides."""
     for dtype in dtypes:
-        for tile in TILES:
-            size = stage_sized(tile, multiprocessors_of(device))
+        for tile in tiles_of(dtype):
+            size = stage_sized(tile, multiprocessors_of(device), dtype)
             name = f'{tile[0]} x {tile[1]} {str(dtype).removeprefix("torch.")}'
             for part, run in _convolutions(device, dtype, *size).items():
                 yield OpCheck(f'{part} {name}', run, dtype)
@@ -123,7 +129,38 @@ def _convolutions(device, dtype, n, width, side):
         rows = torch.randn(len(index), s * s, width, device=device).to(dtype)
         return [_both(ops.conv1x1_add_patches_, identity, identity, rows, index, count,
                       *_conv(width, width, 1, **own), s)]
-    return dict(conv1x1_positions=conv1, conv3x3_patches=conv2, conv1x1_add_patches_=conv3)
+
+    def sums():
+        return _sums(device, dtype, n, width, side)
+    return dict(conv1x1_positions=conv1, conv3x3_patches=conv2, conv1x1_add_patches_=conv3,
+                **({'sums of samples': sums} if torch.device(device).type == 'cuda' else {}))
+
+
+def _sums(device, dtype, n, width, side):
+    """A block's shortcut and conv3 on half of the samples, and the next masker, by sums alone."""
+    own = dict(device=device, dtype=dtype)
+    active = torch.rand(n, 1, 1, device=device) < 0.5
+    index, count = ops.active_patches(active)
+    x, shortcut = _map(n, width, side, **own), _conv(width, width, 1, **own)
+    rows, conv3 = (torch.randn(n, side**2, width, device=device).to(dtype),
+                   _conv(width, width, 1, **own))
+    weight, bias = torch.randn(width, device=device), torch.zeros(1, device=device)
+    found = []
+    for wide in (False, True):
+        def of(operation, *args, wide=wide, **kwargs):
+            call = operation.reference if wide else operation
+            return call(*(a.double() if wide and isinstance(a, torch.Tensor)
+                          and a.is_floating_point() else a for a in args), **kwargs)
+        listed = torch.zeros(n, ops.sum_pieces((side, side), side), width, device=device)
+        y, whole = of(ops.conv1x1_shortcut, x, active, *shortcut, 1, side, True)
+        of(ops.conv1x1_add_patches_, y, y, rows, index, count, *conv3, side, pieces=listed)
+        mask, sums = of(ops.sums_mask, torch.zeros(n, width, device=device), whole, listed, index,
+                        count, weight, bias, side**2)
+        read = torch.einsum('nchw,c->n', y.double(), weight.double()) / side**2
+        sure = read.abs() > 1e-2  # else rounding decides
+        found.append((y, sums / side**2, mask.flatten()[sure], (read >= 0)[sure]))
+    (y, sums, mask, decided), (wide, same, *_) = found
+    return [(y, wide), (sums, same), (mask, decided)]
 
 
 def _others(device, dtype, n=8, channels=256, side=14, s=2):
@@ -155,6 +192,11 @@ def _others(device, dtype, n=8, channels=256, side=14, s=2):
         return [(mask[sure], expected[sure]), (fused[sure], expected[sure]), (y, wide),
                 _both(ops.position_means, x)]
 
+    def stem():
+        image = _map(n, 3, 30, **own)
+        return [_both(ops.stem_conv, image, *_conv(64, 3, 7, **own), 2, pool)
+                for pool in (True, False)]
+
     def excitation():
         weights = [(torch.randn(*shape, device=device) / 16).to(dtype) for shape in (
             (channels // 4, channels), (channels // 4,), (channels, channels // 4), (channels,))]
@@ -185,7 +227,7 @@ def _others(device, dtype, n=8, channels=256, side=14, s=2):
             return [first, second, _both(ops.conv1x1_add_patches_, identity, identity, second[0],
                                          *whole, *_conv(64, channels, 1, **own), side, **pick)]
         return run
-    return dict(lists=lists, maskers=maskers, excite_patches_=excitation, tokens=tokens,
+    return dict(lists=lists, maskers=maskers, stem=stem, excite_patches_=excitation, tokens=tokens,
                 **{f'picks of {group}': picks(group) for group in (2, 8)})
 
 

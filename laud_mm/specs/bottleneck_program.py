@@ -119,6 +119,12 @@ def lists_maps(case: Case) -> bool:
     return case.device != 'cpu' and not case.shape.spatial_skipping
 
 
+def adds_up(case: Case) -> bool:
+    """Whether kernels add up what they write of each sample, for the next block's masker."""
+    return case.device != 'cpu' and case.kernels and not case.gradients \
+        and case.shape.masks == ('layer',)
+
+
 def bottleneck_program(case: Case, route: BottleneckRoute | None = None) -> Program:
     """The steps of a case on a route, by default the default one."""
     return _program(case, route or default_route(case))
@@ -223,9 +229,15 @@ class _Steps:
 
     def listed(self):
         shape, steps, add = self.shape, self.pool(), self.ops['add']
-        if shape.downsample:
+        case = self.case
+        rectifies = (shape.downsample and case.device != 'cpu' and case.kernels
+                     and not case.gradients and self.route.channels != 'sliced')
+        if rectifies:
+            steps.append(self.step('shortcut1x1', 'downsample', patch=patch_side(case),
+                                   sums=adds_up(case)))
+        elif shape.downsample:
             steps.append(self.step('rows1x1', 'downsample'))
-        elif self.case.gradients or not self.case.owns_input:
+        elif case.gradients or not case.owns_input:
             steps.append(self.step('copy_map', 'identity', add))
         grid = math.prod(-(-n // patch_side(self.case)) for n in self.out)
         listing = self.step('list_patches', op=add, units=grid)
@@ -236,7 +248,7 @@ class _Steps:
             if self.route.channels == 'picked':
                 steps.append(self.step('list_channels', op=add, units=shape.channel_groups))
             steps += [listing, *self.compute()]
-        if shape.downsample:
+        if shape.downsample and not rectifies:
             steps.append(self.step('relu', 'relu', add))
         return tuple(steps)
 
@@ -292,7 +304,8 @@ class _Steps:
             steps.append(self.step('picked_excite' if picked else 'excite_rows', 'se',
                                    self.excitation(), patch=side, when=when))
         return (*steps, self.step(f'{kind}1x1_add', 'conv3', narrow='in' * narrow,
-                                  patch=side, group_size=extra['group_size']))
+                                  patch=side, group_size=extra['group_size'],
+                                  sums=adds_up(self.case) and not narrow))
 
 
 def expected_work(case: Case, route: BottleneckRoute, rates: Rates | None) -> Mapping[str, tuple]:

@@ -34,6 +34,7 @@ class Step:
             '', 'in', 'out' or 'both'.
         inner (tuple[OpSpec, ...]): The ops that it is made of, where it is several.
         when (str): Field of `Work` that says whether it runs at all; '': always.
+        sums (bool): Whether it adds up what it writes, for the next block's masker.
     """
     kind: str
     part: str = ''
@@ -46,6 +47,7 @@ class Step:
     narrow: str = ''
     inner: tuple[OpSpec, ...] = ()
     when: str = ''
+    sums: bool = False
 
     @property
     def in_rows(self) -> int:
@@ -237,6 +239,9 @@ STEP_KINDS: dict[str, StepKind] = dict(
     # The operations on what is listed.
     rows1x1=StepKind(('rows', 'inputs', 'outputs'), _conv_rows,
                      lambda s, w: (s.op.stride, int(s.listed)), ('conv1x1_positions',)),
+    # A shortcut, with ReLU where nothing is added to it.
+    shortcut1x1=StepKind(('rows', 'inputs', 'outputs'), _conv_rows, lambda s, w: (s.op.stride,),
+                         ('conv1x1_shortcut',)),
     rows3x3=StepKind(('rows', 'inputs', 'outputs'), _patch_conv, lambda s, w: (s.op.stride,),
                      ('conv3x3_patches',)),
     rows3x3_winograd=StepKind(('rows', 'inputs', 'outputs'), _tiles,

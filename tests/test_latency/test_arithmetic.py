@@ -1,10 +1,20 @@
 """The arithmetic of a forward pass on a GPU follows from the programs and stands in the docs."""
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laud_mm.latency.arithmetic import Cost, Limits, forward_arithmetic, table, tile_for
+from laud_mm.latency.arithmetic import (
+    Cost,
+    Limits,
+    Product,
+    Tile,
+    forward_arithmetic,
+    table,
+    tile_for,
+)
 from laud_mm.specs import dynamic_flops, network_spec
 
 from ..conftest import ROOT
@@ -44,14 +54,33 @@ def test_half_of_the_layers_move_little_more_than_half():
 
 @given(st.integers(0, 10**7), st.integers(1, 2048), st.integers(1, 160))
 def test_tiles_are_those_that_are_launched(rows, columns, multiprocessors):
-    launched = torch.ops.laud_mm_build.tile(rows, columns, 1, multiprocessors)
-    assert tile_for(rows, columns, multiprocessors) == launched
+    launched = torch.ops.laud_mm_build.tile(rows, columns, 1, multiprocessors, True)
+    tile = tile_for(rows, columns, multiprocessors)
+    assert (tile.rows, tile.columns) == launched
 
 
 def test_a_kernel_takes_what_its_tightest_limit_allows():
-    limits = Limits(multiprocessors=100, memory_tb_s=1.0, cache_tb_s=1.0, tflops=100.0,
-                    launch_us=2.0)
+    limits = Limits(multiprocessors=100, memory_tb_s=1.0, cache_tb_s=1e9, shared_tb_s=1e9,
+                    tflops=100.0, launch_us=2.0, fill_us=3.0)
     assert Cost(moved=1e9, ours=1).ms(limits) == pytest.approx(1.002)  # memory and launch
-    assert Cost(flops=1e11, tiles=200, intensity=1e6).ms(limits) == pytest.approx(1.0)  # products
-    assert Cost(flops=1e11, tiles=200, intensity=50).ms(limits) == pytest.approx(2.0)  # cache
-    assert Cost(flops=1e11, tiles=101, intensity=1e6).ms(limits) == pytest.approx(1.98, rel=0.01)
+    tile = Tile(100, 50, 50, 25)  # of 4 warps
+    assert (tile.read, tile.shared) == (150, 450)
+    product = Product(rows=10000, depth=1000, columns=100, tile=tile)
+    assert (product.tiles, product.flops) == (200, 2e9)
+    assert product.ms(limits) == pytest.approx(0.02)  # products
+    assert Cost(1.0, 1, 0, product).ms(limits) == pytest.approx(0.025)  # with launch and fill
+    assert Cost(1e9, 0, 0, product).ms(limits) == pytest.approx(1.003)  # memory
+    # A wave that is hardly used; what 200 tiles read; what passes through shared memory.
+    assert replace(product, rows=10001).ms(limits) == pytest.approx(0.03)
+    assert product.ms(replace(limits, cache_tb_s=1.0)) == pytest.approx(0.06)
+    assert product.ms(replace(limits, shared_tb_s=1.0)) == pytest.approx(0.18)
+
+
+def test_half_of_the_layers_take_no_longer_than_was_asked_for():
+    limits = Limits()
+    total = sum(stage.row(limits)['ms'] for stage in forward_arithmetic(spec('layer'), 0.5, 128))
+    assert total < 4.5
+    # Also where products reach no more than three quarters of their limits.
+    slower = replace(limits, tflops=465.0, cache_tb_s=4.1, shared_tb_s=23.0)
+    total = sum(stage.row(slower)['ms'] for stage in forward_arithmetic(spec('layer'), 0.5, 128))
+    assert total < 4.5

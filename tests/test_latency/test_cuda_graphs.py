@@ -1,12 +1,13 @@
 """GraphedBackbone: one graph per kind of input, and the network as it is where there is none."""
 import warnings
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
 from laud_mm.deploy import GraphedBackbone
 from laud_mm.latency import measure
-from laud_mm.latency.cuda_graphs import graphed, record_pass
+from laud_mm.latency.cuda_graphs import graphed, record_pass, recording
 from laud_mm.latency.measure import (
     MOST_COPIES,
     copies_for,
@@ -92,6 +93,60 @@ def test_what_cannot_be_captured_runs_as_it_is_after_one_warning(net):
     assert len(caught) == 1 and FakeGraph.made == 0
     net(images())
     assert FakeGraph.made == 1
+
+
+class FakeDevice:
+    """What `torch.cuda.graph` and the allocator do where a recording fails, by torch 2.11."""
+
+    def __init__(self, patch, fails):
+        self.fails, self.current, self.underway, self.pools = fails, 'own', [], {'pool'}
+        for name, value in dict(
+                graph=lambda graph, pool: self.recorded(pool), graph_pool_handle=lambda: 'pool',
+                current_device=lambda: 0, current_stream=lambda: self.current,
+                stream=self.on).items():
+            patch.setattr(torch.cuda, name, value)
+        patch.setattr(torch._C, '_cuda_endAllocateToPool', self.end, raising=False)
+        patch.setattr(torch._C, '_cuda_releasePool', lambda _, pool: self.pools.remove(pool),
+                      raising=False)
+
+    @contextmanager
+    def on(self, stream):
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextmanager
+    def recorded(self, pool):
+        if self.fails == 'before':
+            raise RuntimeError('before')
+        before, self.current = self.current, 'recording'
+        self.underway.append(pool)
+        try:
+            yield
+        finally:
+            if self.fails == 'within':  # cudaStreamEndCapture says so
+                raise RuntimeError('operation failed due to a previous error during capture')
+            self.end(0, pool)
+            if self.fails == 'after':
+                raise RuntimeError('after')
+            self.current = before
+
+    def end(self, device, pool):
+        if pool not in self.underway:
+            raise RuntimeError('endAllocatePool: not currently recording to mempool_id')
+        self.underway.remove(pool)
+
+
+@pytest.mark.parametrize('fails', ['', 'before', 'within', 'after'])
+def test_a_recording_that_fails_leaves_stream_and_allocator_as_they_were(fails, monkeypatch):
+    device = FakeDevice(monkeypatch, fails)
+    with pytest.raises(RuntimeError) if fails else nullcontext(), recording(None):
+        assert device.current == 'recording'
+    assert device.current == 'own' and not device.underway
+    # What ended is the graph's own, which gives it back.
+    assert device.pools == (set() if fails == 'within' else {'pool'})
 
 
 def test_on_a_cpu_the_network_runs_as_it_is_after_one_warning(make_net):

@@ -155,12 +155,12 @@ def test_a_block_runs_its_program_and_skips_what_it_masks(data):
         for route in case.shape.routes(case):
             assert_same(*run_recorded(block, x, decision, route, draw(True, False)))
         own = Execution('skipping', override=lambda *_: decision)
-        skipped, _ = run_program(block, x.clone(), own, block.weights()[0], draw(True, False))
+        skipped, *_ = run_program(block, x.clone(), own, block.weights()[0], draw(True, False))
         dense = Execution('auto', override=lambda *_: decision)
         with as_on_a_gpu():
             program = block.case(x).shape.program(block.case(x))
             assert program.break_even == 0  # `auto` computes everything there
-            computed, _ = run_program(block, x.clone(), dense, block.weights()[0])
+            computed, *_ = run_program(block, x.clone(), dense, block.weights()[0])
     limit = 1e-9 * masked.abs().max()
     assert (skipped - masked).abs().max() <= limit and (computed - masked).abs().max() <= limit
 

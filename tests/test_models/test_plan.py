@@ -70,7 +70,7 @@ def test_every_route_equals_masked(data):
         for route in shape.routes(block.case(x)):
             own = Execution(plan=OneRoute(route), override=lambda *_: decision)
             for owned in (False, True):
-                y, _ = run_program(block, x.clone(), own, block.weights()[0], owned)
+                y, *_ = run_program(block, x.clone(), own, block.weights()[0], owned)
                 assert_close([y], [masked], 1e-9)
 
 

@@ -1,6 +1,6 @@
 """A block runs exactly the steps of its program, at exactly the sizes that these say."""
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,12 +11,20 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from laud_mm import ops
+from laud_mm.deploy import build, deploy
 from laud_mm.latency.kernel_table import KERNEL_TABLE
 from laud_mm.latency.step_model import NO_CONTEXT, step_features, step_terms
-from laud_mm.models.backbones import LAUDBottleneck
+from laud_mm.models.backbones import LAUDBottleneck, LAUDResNet
 from laud_mm.models.backbones.block import DynamicBlock
 from laud_mm.models.backbones.laud_t2t_vit import TransformerBlock
-from laud_mm.models.dynamic import RUN_TABLE, Execution, run_program
+from laud_mm.models.dynamic import (
+    RUN_TABLE,
+    BlockMasker,
+    Execution,
+    force_rate,
+    replay,
+    run_program,
+)
 from laud_mm.profiling.make_plan import OneRoute
 from laud_mm.specs import (
     CHANNEL_MASKERS,
@@ -97,6 +105,11 @@ def read_conv1x1_positions(x, index, count, weight, bias, stride=1, relu=True, c
     return [('picked1x1', (rows, x.shape[1], _picked(channel_count, group_size), samples))]
 
 
+def read_conv1x1_shortcut(x, active, weight, bias, stride, granularity, sums):
+    (kind, sizes), = read_conv1x1_positions(x, None, None, weight, bias, stride)
+    return [('shortcut1x1', sizes)]
+
+
 def read_conv3x3_patches(y, index, count, weight, bias, side, stride=1, dilation=1, groups=1,
                          channel_index=None, channel_count=None, group_size=1, packed=None,
                          winograd=False, shifts=None):
@@ -120,7 +133,7 @@ def read_conv3x3_patches(y, index, count, weight, bias, side, stride=1, dilation
 
 def read_conv1x1_add_patches_(out, identity, rows, index, count, weight, bias, side,
                               channel_index=None, channel_count=None, group_size=1, packed=None,
-                              shifts=None):
+                              shifts=None, pieces=None):
     listed = int(count) * _area(out.shape[2:], side)
     if channel_index is None:
         return [('rows1x1_add', (listed, weight.shape[1], len(weight)))]
@@ -177,11 +190,15 @@ def read_convolution(x, weight, bias, stride, *_):
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every operation of ours, and every convolution, with what it may be."""
+    """Notes every operation of ours, and every convolution, with what it may be.
 
-    def __init__(self):
+    Args:
+        references (bool): Whether references compute, which know what only GPUs' kernels do.
+    """
+
+    def __init__(self, references=False):
         super().__init__()
-        self.seen = []
+        self.seen, self.references = [], references
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name()
@@ -192,13 +209,16 @@ class Recorder(TorchDispatchMode):
                 *args, **(kwargs or {})))
         elif name.startswith('aten::convolution'):
             self.seen.append(read_convolution(*args))
+        if self.references and name.startswith('laud_mm::'):
+            reference = ops.OPERATIONS[name.removeprefix('laud_mm::').split('.')[0]].reference
+            return reference(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 RECORDED = {kind for kind, own in STEP_KINDS.items() if own.calls or kind.startswith('conv')}
 
 
-def run_recorded(block, x, decision, route, owned=False):
+def run_recorded(block, x, decision, route, owned=False, references=False):
     """The operations that really ran, and the steps that the program says."""
     ran = []
 
@@ -210,7 +230,7 @@ def run_recorded(block, x, decision, route, owned=False):
     case = block.case(x, owned)
     program = case.shape.program(case, route)
     expected = program.calls(block.exact_work(case, route, decision))
-    with Recorder() as recorder:
+    with Recorder(references) as recorder:
         run_program(block, x.clone(), execution, block.weights()[0], owned)
     assert ran == [call.kind for call in expected]
     return recorder.seen, [call for call in expected if call.kind in RECORDED]
@@ -261,10 +281,14 @@ def test_a_bottleneck_runs_its_program(data):
 
 @contextmanager
 def as_on_a_gpu():
-    """Blocks choose a GPU's programs, and the CPU runs them."""
+    """Blocks choose a GPU's programs, and the CPU runs them, by references."""
     own = DynamicBlock.case
+
+    def on_a_gpu(case):
+        return replace(case, device='cuda', kernels=True, dot_products=False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DynamicBlock, 'case', lambda *args: replace(own(*args), device='cuda'))
+        patch.setattr(DynamicBlock, 'case', lambda *args: on_a_gpu(own(*args)))
+        patch.setattr(build, 'Case', lambda *args: on_a_gpu(Case(*args)))
         yield
 
 
@@ -289,11 +313,55 @@ def test_a_bottleneck_runs_the_program_of_a_gpu(data):
         kinds = {step.kind for step in program.computing}
         listed = 'spatial' in paradigms and not program.route.fused_masker
         assert ('halo_positions' in kinds) == listed
-        assert_same(*run_recorded(block, x, decision, program.route, draw(True, False)))
+        assert ('relu' in kinds) == (program.route.channels == 'sliced')
+        assert_same(*run_recorded(block, x, decision, program.route, draw(True, False), True))
         own = Execution('skipping', override=lambda *_: decision)
-        y, _ = run_program(block, x.clone(), own, block.weights()[0])
+        with ops.use_references():
+            y, _, sums = run_program(block, x.clone(), own, block.weights()[0])
         masked = block.run_masked(x, decision)
     assert (y - masked).abs().max() <= 1e-9 * masked.abs().max()
+    assert (sums is not None) == (paradigms == ('layer',))
+
+
+def recorded_masks(patch):
+    """Notes whether each masker of layers knows the sums of its input, and checks these."""
+    known, decide = [], RUN_TABLE['layer_masker']
+
+    def run_masker(run, step):
+        knows = run.sums is not None
+        decide(run, step)
+        known.append(knows)
+        weight, bias = run.weights.maskers['layer']
+        read = ops.patch_mask(run.x, weight, bias, ops.WHOLE)
+        assert torch.equal(run.masks['layer'], read.flatten(1))
+        if knows:
+            exact = run.x.double().sum((2, 3))
+            assert torch.allclose(run.sums.sums.double(), exact, rtol=1e-4, atol=1e-3)
+    patch.setitem(RUN_TABLE, 'layer_masker', run_masker)
+    return known
+
+
+@pytest.mark.parametrize('deployed', [False, True])
+def test_maskers_of_a_gpu_read_no_map_but_the_first(deployed, monkeypatch):
+    net = randomize_norms(LAUDResNet(50, paradigm='layer', base_channels=8)).eval()
+    x, more = torch.randn(5, 3, 40, 48), torch.randn(5, 3, 40, 48)
+    known = recorded_masks(monkeypatch)
+    with torch.no_grad(), as_on_a_gpu(), ops.use_references():
+        with force_rate(net, 0.5):
+            net(x)
+        decisions = net.record.decisions
+        for masker in net.maskers():  # decides by the image, about half of the time
+            masker.layer.conv.bias.zero_()
+        run = deploy(net, image_size=(40, 48), batch=5) if deployed else net
+        for image in (x, more):
+            known.clear()
+            with nullcontext() if deployed else replay(net, decisions):
+                outputs = run(image)
+            assert known == [False] + [True] * (len(net.blocks()) - 1)
+            with net.executing(mode='masked'), nullcontext() if deployed else replay(
+                    net, decisions):
+                for y, expected in zip(outputs, net(image)):
+                    assert (y - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
 @pytest.mark.parametrize('groups, granularity, expected', [
@@ -379,3 +447,13 @@ def test_programs_multiply_what_the_op_specs_count(data):
         assert macs == pytest.approx(counted, rel=0.25)
     else:
         assert macs == pytest.approx(counted, rel=1e-5)
+
+
+def test_a_gpu_finds_the_weights_of_maskers_in_float32():
+    shape = BottleneckShape('block', 0, 32, 16, 32, paradigms=('layer', 'spatial', 'channel'))
+    masker = BlockMasker(shape).half()
+    for device, expected in (('cpu', torch.float16), ('meta', torch.float32)):
+        found = masker.to(device).differences()
+        assert {w.dtype for name, own in found.items() for w in own
+                if name != 'channel'} == {expected}
+        assert found['channel'][0].dtype == torch.float16

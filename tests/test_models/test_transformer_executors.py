@@ -102,7 +102,7 @@ def test_one_block_dense_and_masked_by_its_program_equals_masked(data):
     dense = OneRoute(block.shape.dense_route(block.shape.masks))
     with torch.no_grad():
         own = Execution(plan=dense, override=lambda *_: decision)
-        y, _ = run_program(block, x.clone(), own, None)
+        y, *_ = run_program(block, x.clone(), own, None)
         masked, _ = run_block(block, x, True, lambda *_: decision)
     assert_close([y], [masked], 1e-9)
 

@@ -66,6 +66,6 @@ def test_what_a_kernel_uses_says_how_many_blocks_fit(check_cuda):
     assert blocks(32, 1024) == 2 and blocks(64, 1024) == 1 and blocks(255, 256) == 1
     assert blocks(16, 32) == 32 and blocks(16, 32, arch='120') == 24
     assert blocks(32, 128, 75 << 10) == 3
-    tile = 'row_gemm_kernel<__half, Tile<128, 128, 64, 32, 2>, 16>'
+    tile = 'row_gemm_kernel<__half, Tile<128, 128, 64, 32, 2, 4>, 16>'
     kernel = check_cuda.Kernel('90', tile, 128, 0, 2560, 256)
     assert kernel.dynamic_shared == 4 * 256 * 64 + 128 * (128 * 2 + 16) and kernel.blocks == 2

@@ -1,5 +1,6 @@
 """The operations of a device equal their references in float64 on the CPU."""
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,17 +10,19 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from laud_mm import ops
+from laud_mm.latency import arithmetic
+from laud_mm.latency.arithmetic import Limits, Product
 from laud_mm.models.dynamic import replay
 from laud_mm.ops import library
 from laud_mm.profiling import gpu_checks
 from laud_mm.profiling.bench import run_precision
 from laud_mm.profiling.gpu_checks import (
-    TILES,
     OpCheck,
     op_checks,
     opposite_decisions,
     replays_differ,
     stage_sized,
+    tiles_of,
 )
 
 from ..conftest import TINY_REGNET, TINY_T2T
@@ -193,25 +196,35 @@ def test_tf32_is_asked_for_in_either_way_of_torch():
         matmul.allow_tf32 = False
 
 
-@given(st.integers(0, 10**7), st.integers(1, 2048), st.integers(1, 32), st.integers(1, 160))
-def test_a_tile_is_the_largest_that_every_multiprocessor_gets_one_of(rows, columns, groups,
-                                                                     multiprocessors):
-    def tiles(size):
-        listed = (rows + 1) // 2
-        return -(-listed // size[0]) * -(-columns // size[1]) * groups
-    found = torch.ops.laud_mm_build.tile(rows, columns, groups, multiprocessors)
-    assert found in TILES and (found == (128, 32)) == (columns <= 32)
-    if columns > 32:
-        whole = -(-columns // 128) * 128  # a quarter of it or more may be for nothing
-        wasted = whole - columns >= 64 and whole <= 256
-        large = [size for size in TILES[:2] if not (wasted and size == TILES[0])]
-        assert found == next((s for s in large if tiles(s) >= multiprocessors), (64, 64))
+@given(st.integers(1, 10**7), st.integers(1, 2048), st.integers(1, 9), st.integers(1, 160))
+def test_a_tile_of_halves_is_the_fastest_by_arithmetic(rows, columns, groups, multiprocessors):
+    limits = Limits(multiprocessors)
+    # The cache and shared memory serve all multiprocessors that there are.
+    limits = replace(limits, **{name: getattr(limits, name) * multiprocessors / 132 for name in (
+        'tflops', 'shared_tb_s', 'cache_tb_s')})
+    found = torch.ops.laud_mm_build.tile(rows, columns, 1, multiprocessors, True)
+    ms = {(tile.rows, tile.columns): Product((rows + 1) // 2, 999, columns, tile).ms(limits)
+          for tile in arithmetic.TILES}
+    assert ms[found] <= 1.02 * min(ms.values())
+    floats = torch.ops.laud_mm_build.tile(rows, columns, groups, multiprocessors, False)
+    assert floats in tiles_of(torch.float32)
 
 
+@pytest.mark.parametrize('rows, columns, halves, floats', [
+    (128 * 56**2, 64, (128, 64), (128, 64)), (128 * 28**2, 128, (128, 128), (128, 128)),
+    (128 * 14**2, 256, (128, 256), (128, 64)), (128 * 7**2, 512, (128, 128), (64, 64)),
+    (128 * 14**2, 1024, (128, 256), (128, 128)), (10**7, 32, (128, 32), (128, 32)),
+    (100, 2048, (64, 64), (64, 64))])
+def test_tiles_of_a_resnet_on_132_multiprocessors(rows, columns, halves, floats):
+    assert torch.ops.laud_mm_build.tile(rows, columns, 1, 132, True) == halves
+    assert torch.ops.laud_mm_build.tile(rows, columns, 1, 132, False) == floats
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize('multiprocessors', [40, 84, 108, 132, 148])
-def test_every_tile_has_a_stage_sized_case_on_common_gpus(multiprocessors):
-    for tile in TILES:
-        n, columns, side = stage_sized(tile, multiprocessors)
+def test_every_tile_has_a_stage_sized_case_on_common_gpus(multiprocessors, dtype):
+    for tile in tiles_of(dtype):
+        n, columns, side = stage_sized(tile, multiprocessors, dtype)
         assert n * side**2 * columns * 9 < 2**31, 'too large to test with'
 
 
@@ -221,8 +234,15 @@ def test_kernels_on_sizes_of_networks(device, dtype):
     with torch.no_grad():
         checks = list(op_checks(device, (dtype,)))
         errors = {check.name: check.error() for check in checks}
-    assert len(errors) == len(checks) >= 3 * len(TILES) + 6
+    assert len(errors) == len(checks) >= 3 * len(tiles_of(dtype)) + 7
     assert max(errors.values()) <= 1, errors
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+def test_the_check_of_sums_holds_for_references(dtype):
+    with torch.no_grad(), ops.use_references():
+        check = OpCheck('sums', lambda: gpu_checks._sums('cpu', dtype, 8, 32, 7), dtype)
+        assert check.error() <= 1
 
 
 NETS = [*((50, dict(paradigm=paradigm)) for paradigm in PARADIGMS),

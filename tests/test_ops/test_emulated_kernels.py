@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laud_mm import ops
+from laud_mm.profiling.gpu_checks import tiles_of
 
 from .emulation import TYPES, guarded, is_intact
 
@@ -41,6 +42,19 @@ def as_map(rows, n, height, width):
 
 def as_rows(x):
     return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def room_for_pieces(units, size, side, channels):
+    """Of NaN, which stays where a unit has less."""
+    return guarded(torch.full((units, ops.sum_pieces(size, side), channels), NAN))
+
+
+def patch_sums(rows, n, size, side):
+    """What each patch of a map of rows adds up to, in float64: (patches, C)."""
+    extent = [min(side, m) for m in size]
+    sums = torch.nn.functional.avg_pool2d(as_map(rows, n, *size), extent, ceil_mode=True,
+                                          divisor_override=1)
+    return as_rows(sums)
 
 
 def assert_close(actual, expected, dtype):
@@ -108,7 +122,7 @@ def test_conv1x1_positions(device, data):
     out = guarded(torch.full((positions, outputs), NAN, dtype=dtype), shift)
     set_any(device, data)
     device.run('run_conv1x1_positions', *conv.arguments, n, height, width, s, stride, relu,
-               index, count, units, *channels.arguments, x, None, out, False, None, None)
+               index, count, units, *channels.arguments, x, None, out)
     expected = ops.conv1x1_positions.reference(
         as_map(x, n, height, width), index, count, *conv.reference, stride, relu,
         **channels.reference, granularity=s)
@@ -148,7 +162,7 @@ def test_conv3x3_patches(device, data):
     set_any(device, data)
     device.run('run_conv3x3_patches', *conv.arguments, n, height, width, s, stride, dilation,
                guarded(index), count, len(index), *channels.arguments,
-               guarded(poisoned, drawn(data, 0, 0, 1)), None, out, False, None, None)
+               guarded(poisoned, drawn(data, 0, 0, 1)), None, out)
     expected = ops.conv3x3_patches.reference(
         as_map(y, n, height, width), index, count, *conv.reference, s, stride, dilation, groups,
         **channels.reference)
@@ -185,12 +199,128 @@ def test_conv1x1_add_patches(device, data):
     out = identity if drawn(data, True, False) else guarded(identity, drawn(data, 0, 1))
     ops.conv1x1_add_patches_.reference(expected, expected.clone(), rows.double(), index, count,
                                        *conv.reference, s, **channels.reference)
+    pieces = None
+    if channels.mask is None and drawn(data, True, False):
+        pieces = room_for_pieces(len(index), size, s, outputs)
     set_any(device, data)
     device.run('run_conv1x1_add_patches', *conv.arguments, n, *size, s, guarded(index), count,
                len(index), *channels.arguments, guarded(poisoned, drawn(data, 0, 0, 1)), identity,
-               out, False, None, None)
+               out, False, None, None, None, pieces)
+    assert_close(out, as_rows(expected), dtype)
+    if pieces is not None:
+        exact = patch_sums(out, n, size, s)[index[:int(count)].long()]
+        assert_close(pieces[:len(exact)].nansum(1), exact, torch.float32)
+        assert pieces[len(exact):].isnan().all() and is_intact(pieces)
+    assert is_intact(out) and device.bank_conflicts == 0
+
+
+@MANY
+@given(st.data())
+def test_shortcuts_rectify_what_gets_no_more_and_add_up_patches(device, data):
+    dtype, n, stride = drawn(data, *TYPES), drawn(data, 1, 2, 3), drawn(data, 1, 2)
+    height, width = (data.draw(st.integers(1, 20)) for _ in range(2))
+    inputs, outputs, s = drawn(data, 8, 40), drawn(data, 5, 64, 200), drawn(data, 1, 2, 3, 7, 99)
+    conv = Conv(inputs, outputs, 1, 1, dtype, drawn(data, 0, 0, 1))
+    x = guarded(random(n * height * width, inputs, dtype=dtype))
+    size = tuple((m - 1) // stride + 1 for m in (height, width))
+    active = torch.rand(n, *(-(-m // s) for m in size)) < drawn(data, 0, 0.5, 1)
+    out = guarded(torch.full((n * size[0] * size[1], outputs), NAN, dtype=dtype))
+    pieces = None
+    if drawn(data, True, False):
+        pieces = room_for_pieces(active.numel(), size, s, outputs)
+    set_any(device, data)
+    device.run('run_conv1x1_positions', *conv.arguments, n, height, width, s, stride, False, None,
+               None, active.numel(), None, None, 0, 1, x, None, out, False, None, None, active,
+               pieces)
+    expected, _ = ops.conv1x1_shortcut.reference(as_map(x, n, height, width), active,
+                                                 *conv.reference, stride, s, False)
     assert_close(out, as_rows(expected), dtype)
     assert is_intact(out) and device.bank_conflicts == 0
+    if pieces is not None:
+        assert_close(pieces.nansum(1), patch_sums(out, n, size, s), torch.float32)
+        assert is_intact(pieces)
+
+
+@pytest.mark.parametrize('descending', [False, True])
+@DTYPES
+def test_every_tile(device, dtype, descending):
+    n, size, inputs, s, seen = 2, (16, 16), 24, 4, set()
+    index, count = ops.active_patches(torch.rand(n, 4, 4) < 0.7)
+    rows = guarded(random(len(index), s * s, inputs, dtype=dtype))
+    for outputs in (24, 64, 256):
+        conv = Conv(inputs, outputs, 1, 1, dtype, 0)
+        identity = guarded(random(n * 256, outputs, dtype=dtype))
+        expected = as_map(identity, n, *size).contiguous(memory_format=torch.channels_last)
+        ops.conv1x1_add_patches_.reference(expected, expected.clone(), rows.double(), index, count,
+                                           *conv.reference, s)
+        first = None
+        for multiprocessors in (1, 8, 12, 100):
+            seen.add(torch.ops.laud_mm_build.tile(len(index) * s * s, outputs, 1, multiprocessors,
+                                                  dtype.itemsize == 2))
+            out, pieces = guarded(identity), room_for_pieces(len(index), size, s, outputs)
+            device.set(multiprocessors, descending=descending)
+            device.run('run_conv1x1_add_patches', *conv.arguments, n, *size, s, index, count,
+                       len(index), None, None, 0, 1, rows, out, out, False, None, None, None,
+                       pieces)
+            assert_close(out, as_rows(expected), dtype)
+            assert is_intact(out) and is_intact(pieces) and device.bank_conflicts == 0
+            # Whatever the tile, rows are added up in the same order: the same to the last bit.
+            first = pieces if first is None else first
+            assert torch.equal(pieces.nan_to_num(-1.0), first.nan_to_num(-1.0))
+    assert seen == set(tiles_of(dtype))
+
+
+@MANY
+@given(st.data())
+def test_maskers_that_know_what_maps_add_up_to(device, data):
+    n, channels = drawn(data, 0, 1, 3, 9), drawn(data, 3, 70, 600)
+    height, width = (data.draw(st.integers(1, 14)) for _ in range(2))
+    area, k = height * width, ops.sum_pieces((height, width), ops.WHOLE)
+    # Bands that a sample's rows lie in; none of the pieces behind them.
+    first, last = (torch.arange(n + i) * area for i in (0, 1))
+    bands = (last[1:] - 1) // 64 - first // 64 + 1
+    held = (torch.arange(k) < bands[:, None])[..., None]
+    index, count = ops.active_patches(torch.rand(n, 1, 1) < drawn(data, 0, 0.5, 1))
+    index[int(count):] = 2**30
+    listed, whole = (torch.randn(n, k, channels).masked_fill(~held, NAN) for _ in range(2))
+    whole = whole if drawn(data, True, False) else None
+    sums, weight, bias = torch.randn(n, channels), torch.randn(channels), torch.randn(1)
+    total, mask = guarded(torch.full((n, channels), NAN)), guarded(
+        torch.full((n, 1, 1), 7, dtype=torch.int8))
+    set_any(device, data)
+    device.run('run_sums_mask', n, height, width, 99, guarded(index), count, n, guarded(sums),
+               whole, listed, total, channels, guarded(weight), bias, mask)
+    wide = [t if t is None else t.nan_to_num(0.0).double() for t in (sums, whole, listed)]
+    near = [ops.sums_mask.reference(*wide, index, count, weight.double(), bias.double() + d, area)
+            for d in (-1e-4, 1e-4)]
+    assert_close(total, near[0][1], torch.float32)
+    sure = near[0][0] == near[1][0]
+    assert torch.equal(mask.bool()[sure], near[0][0][sure])
+    assert set(mask.flatten().tolist()) <= {0, 1} and is_intact(mask) and is_intact(total)
+
+
+@MANY
+@given(st.data())
+def test_pools_of_stems(device, data):
+    dtype, n, channels = drawn(data, *TYPES), drawn(data, 0, 1, 3), drawn(data, 3, 8, 40)
+    height, width = (data.draw(st.integers(1, 12)) for _ in range(2))
+    side, stride = drawn(data, (3, 2), (1, 1))
+    x, bias = random(n * height * width, channels, dtype=dtype), random(channels, dtype=dtype)
+    if len(x):
+        x[0, 0] = NAN
+    maps = guarded(x, drawn(data, 0, 1))
+    size = tuple((m - 1) // stride + 1 for m in (height, width))
+    out = maps if side == 1 else guarded(
+        torch.full((n * size[0] * size[1], channels), NAN, dtype=dtype))
+    set_any(device, data)
+    device.run('run_stem_pool', TYPES[dtype], maps, guarded(bias), out, n, height, width, channels,
+               side, stride)
+    if n:
+        added = as_map(x, n, height, width) + bias.double().view(-1, 1, 1)
+        expected = torch.nn.functional.max_pool2d(added.relu(), side, stride, side // 2)
+        assert torch.equal(out.isnan(), as_rows(expected).isnan())
+        assert_close(out.nan_to_num(), as_rows(expected).nan_to_num(), dtype)
+    assert is_intact(out)
 
 
 @MANY
@@ -255,7 +385,7 @@ def test_tf32_is_as_exact_as_its_ten_bits(device):
                                                        *conv.reference))
     for tf32 in (False, True):
         device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, 1, True, None, None, 36,
-                   None, None, 0, 1, x, None, out, tf32, None, None)
+                   None, None, 0, 1, x, None, out, tf32)
         errors.append((out - expected).abs().max().item())
     assert errors[0] < 1e-5 < errors[1] < 3e-3
 
@@ -270,7 +400,7 @@ def test_infinity_and_the_largest_values_come_through_in_float32(device):
     x, out = guarded(x), guarded(torch.zeros(36, outputs))
     device.set()
     device.run('run_conv1x1_positions', *conv.arguments, 1, 6, 6, 1, 1, False, None, None, 36, None,
-               None, 0, 1, x, None, out, False, None, None)
+               None, 0, 1, x, None, out)
     expected = x.double() @ conv.weight.double().view(outputs, inputs).t() + conv.bias.double()
     assert torch.equal(out.isnan(), expected.isnan()) and out.isnan().any()
     assert torch.equal(out.isinf(), expected.isinf()) and out.isinf().any()
@@ -315,15 +445,14 @@ def test_offsets_beyond_32_bits(device):
     index, count = at.int(), torch.tensor([3], dtype=torch.int32)
     device.set(2)
     device.run('run_conv1x1_positions', *conv.arguments, n, height, width, 1, 1, False, index,
-               count, 3, None, None, 0, 1, x, None, out, False, None, None)
+               count, 3, None, None, 0, 1, x, None, out)
     expected = x[at].double() @ conv.reference[0].flatten(1).t() + conv.reference[1]
     assert_close(out[at], expected, torch.float16)
 
     conv = Conv(channels, channels, 3, 1, torch.float16, 0)
     rows = torch.zeros(1, 1, channels).half()
     device.run('run_conv3x3_patches', *conv.arguments, n, height, width, 1, 1, 1,
-               index[2:].contiguous(), count // 3, 1, None, None, 0, 1, x, None, rows, False, None,
-               None)
+               index[2:].contiguous(), count // 3, 1, None, None, 0, 1, x, None, rows)
     weight = conv.reference[0][:, :, :2, :2].permute(0, 2, 3, 1).reshape(channels, -1)
     expected = (x[at[2] + near].double().flatten() @ weight.t() + conv.reference[1]).relu()
     assert_close(rows[0, 0], expected, torch.float16)
@@ -332,7 +461,7 @@ def test_offsets_beyond_32_bits(device):
     out[at] = torch.randn(3, channels).half()
     before, listed = out[at].double(), torch.randn(3, 1, channels).half()
     device.run('run_conv1x1_add_patches', *conv.arguments, n, height, width, 1, index, count, 3,
-               None, None, 0, 1, listed, out, out, False, None, None)
+               None, None, 0, 1, listed, out, out)
     expected = listed[:, 0].double() @ conv.reference[0].flatten(1).t() + conv.reference[1]
     assert_close(out[at], (before + expected).relu(), torch.float16)
 
@@ -419,8 +548,7 @@ def test_lists_that_lie_are_passed_over(device, dtype):
     device.set()
     for count in (-3, 99):  # of a list of 5
         device.run('run_conv1x1_positions', *conv.arguments, 1, 3, 4, 1, 1, True, index,
-                   torch.tensor([count], dtype=torch.int32), 5, None, None, 0, 1, x, None, out,
-                   False, None, None)
+                   torch.tensor([count], dtype=torch.int32), 5, None, None, 0, 1, x, None, out)
         written = ~out.isnan().any(1)
         assert written.nonzero()[:, 0].tolist() == ([] if count < 0 else [3, 7])
     assert is_intact(out)

@@ -88,7 +88,7 @@ class LAUDBackbone(BaseModule):
             x (Tensor): (N, 3, H, W) images.
             static (bool): Whether nothing is skipped; then the framework's runs.
         """
-        return (x.device.type == 'cpu' and ops.has_kernel('cpu') and not torch.is_grad_enabled()
+        return (ops.has_kernel(x.device, x.dtype) and not torch.is_grad_enabled()
                 and not static and any(block.masker is not None for block in self.blocks()))
 
     def stem_steps(self, x: Tensor, static: bool = False) -> tuple[Step, ...]:

@@ -113,6 +113,8 @@ class DynamicBlock(BaseModule):
         """`forward` in a given pass."""
         size, hooked = self.in_size(x), is_hooked(self)
         owned = self.owns_input and own.unseen is x and not hooked
+        if own.unseen is not x:
+            own.sums = None
         if self.with_cp and self.training and x.requires_grad:
             x, decision = checkpoint.checkpoint(self._forward, x, own, False, use_reentrant=False)
         else:
@@ -123,11 +125,13 @@ class DynamicBlock(BaseModule):
         return x
 
     def _forward(self, x: Tensor, own: ForwardPass, owned: bool) -> tuple[Tensor, Any]:
+        sums, own.sums = own.sums, None
         if not own.masked:
             weights, reason = self.weights(own.unchanged)
             reason = reason or why_no_operations(x)
             if reason is None:
-                return run_program(self, x, own.execution, weights, owned)
+                x, decision, own.sums = run_program(self, x, own.execution, weights, owned, sums)
+                return x, decision
             own.note(self, self.shape.name, reason)
         if own.execution.static or self.masker is None:
             decision = self.static_decision()

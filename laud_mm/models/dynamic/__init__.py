@@ -1,5 +1,5 @@
 """Dynamic execution: maskers make Decisions, executors obey them."""
-from .bottleneck_run import BottleneckRun, StemRun
+from .bottleneck_run import BottleneckRun, MapSums, StemRun
 from .control import force_rate, override_decisions, replay
 from .convnext import DownsampleRun, FoldedConvNeXt, fold_convnext, fold_downsampling
 from .decision import Decision, Masks, TransformerDecision, decision_rates, expand_patches, halo
@@ -22,9 +22,9 @@ from .run_table import RUN_TABLE, runs
 
 __all__ = ['ActivationCost', 'ActivationRecord', 'BlockActivity', 'BlockMasker', 'BottleneckRun',
            'ChannelMasker', 'Decision', 'DownsampleRun', 'Excitation', 'Execution', 'FoldCache',
-           'FoldedBottleneck', 'FoldedConv', 'FoldedConvNeXt', 'ForwardPass', 'MaskerSet', 'Masks',
-           'PassWatch', 'RUN_TABLE', 'SpatialMasker', 'SqueezeExcitation', 'StemRun',
-           'TransformerDecision', 'current_execution', 'current_pass', 'decision_rates',
-           'executing', 'expand_patches', 'fold_conv_norm', 'fold_convnext', 'fold_downsampling',
-           'force_rate', 'forward_pass', 'gumbel_decide', 'halo', 'override_decisions', 'replay',
-           'run_masked', 'run_program', 'run_steps', 'runs']
+           'FoldedBottleneck', 'FoldedConv', 'FoldedConvNeXt', 'ForwardPass', 'MapSums',
+           'MaskerSet', 'Masks', 'PassWatch', 'RUN_TABLE', 'SpatialMasker', 'SqueezeExcitation',
+           'StemRun', 'TransformerDecision', 'current_execution', 'current_pass',
+           'decision_rates', 'executing', 'expand_patches', 'fold_conv_norm', 'fold_convnext',
+           'fold_downsampling', 'force_rate', 'forward_pass', 'gumbel_decide', 'halo',
+           'override_decisions', 'replay', 'run_masked', 'run_program', 'run_steps', 'runs']

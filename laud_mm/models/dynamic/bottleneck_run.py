@@ -6,7 +6,7 @@ keeps is a patch as large as the map), on each sample's own channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,22 @@ from .decision import Decision, expand_patches
 from .precision import no_autocast
 from .run_table import runs
 from .slicing import slice_channels
+
+
+class MapSums(NamedTuple):
+    """What each sample of a map adds up to, as `ops.sums_mask` takes it; K pieces of a sample.
+
+    Attributes:
+        sums (Tensor): (N, C) float32; of samples that `whole` and `listed` leave out.
+        whole (Tensor | None): (N, K, C), of all samples.
+        listed (Tensor | None): (N, K, C), of listed samples, which come before all others.
+        units, found (Tensor | None): Which samples these are, of `ops.active_patches`.
+    """
+    sums: Tensor
+    whole: Tensor | None = None
+    listed: Tensor | None = None
+    units: Tensor | None = None
+    found: Tensor | None = None
 
 
 class BottleneckRun:
@@ -36,6 +52,8 @@ class BottleneckRun:
         positions (tuple): Listed positions of conv1, or None and None.
         channels (dict): Arguments of operations that pick channels.
         masks (dict[str, Tensor]): What the maskers decided.
+        sums (MapSums | None): Of `x` until something is computed, then of `out`; None where
+            nobody added up.
         shifts (dict[str, Tensor | None]): What channels that are off add to 'conv2' and 'conv3'.
         decision (Decision): After the override.
         samples (Tensor | None): Samples of this part in the batch; None: all.
@@ -51,6 +69,7 @@ class BottleneckRun:
         self.positions: tuple[Tensor | None, Tensor | None] = (None, None)
         self.channels: dict[str, Any] = {}
         self.masks: dict[str, Tensor] = {}
+        self.sums: MapSums | None = None
         self.shifts: dict[str, Tensor | None] = dict(conv2=None, conv3=None)
         self.decision = Decision()
         self.which: tuple[Tensor, Tensor] | None = None
@@ -149,9 +168,13 @@ class StemRun:
 @runs('layer_masker', 'spatial_masker', 'channel_masker')
 def _decide(run, step):
     name = step.kind.removesuffix('_masker')
-    masker = getattr(run.block.masker, name)
+    masker, weights = getattr(run.block.masker, name), run.weights.maskers[name]
     with no_autocast(run.x.device):
-        mask = masker.decide_by(run.x, *run.weights.maskers[name])
+        if name == 'layer' and run.sums is not None and run.sums.listed is not None:
+            mask, sums = ops.sums_mask(*run.sums, *weights, run.x.shape[2] * run.x.shape[3])
+            run.sums = MapSums(sums)
+        else:
+            mask = masker.decide_by(run.x, *weights)
     run.masks[MASKS[name]] = mask.flatten(1) if name == 'layer' else mask
 
 
@@ -190,10 +213,27 @@ def _copy_map(run, step):
 
 # The operations on what is listed.
 
+@runs('shortcut1x1')
+def _shortcut(run, step):
+    conv = run.weights.shortcut
+    # The map is ours to write: conv3 adds to what is active, the rest is relu(shortcut).
+    run.out, pieces = ops.conv1x1_shortcut(
+        run.identity, run.patches(), conv.weight, conv.bias, step.op.stride, run.patch_of(step),
+        step.sums)
+    run.identity = run.out
+    run.sums = MapSums(pieces[:, 0], pieces) if step.sums else None
+
+
+def _sum_pieces(run, samples, size):
+    """Room for what listed samples add up to: (samples, K, C)."""
+    return run.x.new_empty(samples, ops.sum_pieces(size, ops.WHOLE), run.shape.out_channels,
+                           dtype=torch.float32)
+
+
 @runs('rows1x1', 'picked1x1')
 def _conv1x1_positions(run, step):
     if step.part == 'downsample':
-        conv = run.weights.shortcut
+        conv, run.sums = run.weights.shortcut, None
         # Where nothing is computed the output is relu(shortcut); the map is ours to write.
         run.identity = run.out = ops.conv1x1_positions(
             run.identity, None, None, conv.weight, conv.bias, step.op.stride, False,
@@ -244,10 +284,18 @@ def _conv1x1_add_patches(run, step):
     rows, conv = run.rows, run.weights.conv3
     if rows is None:  # no channel is on: the bias is left
         rows = run.x.new_empty(len(run.index), step.patch_rows, 0)
+    pieces = None
+    if run.sums is not None:  # of those that are not listed they stay
+        if step.sums:
+            pieces = _sum_pieces(run, len(run.index), run.out.shape[-2:])
+            run.sums = run.sums._replace(listed=pieces, units=run.index, found=run.count)
+        else:
+            run.sums = None
     run.out = ops.conv1x1_add_patches_(run.out, run.identity, rows, run.index, run.count,
                                        conv.weight, conv.bias, run.patch_of(step),
                                        packed=conv.packed_for(run.group_size, inputs=True),
-                                       shifts=run.shifts['conv3'], **run.channels)
+                                       shifts=run.shifts['conv3'], pieces=pieces,
+                                       **run.channels)
 
 
 # Weights sliced for every mask that occurs.
@@ -369,12 +417,14 @@ def _excite(run, step):
 
 @runs('add_relu')
 def _add_relu(run, step):
+    run.sums = None
     y = run.y.contiguous(memory_format=torch.channels_last)  # cuDNN in float64 returns another
     run.out = F.relu_(y.add_(run.identity.to(y.dtype)))
 
 
 @runs('add_masked_relu')
 def _add_masked_relu(run, step):
+    run.sums = None
     run.out = F.relu_(add_masked(run, run.y.contiguous(memory_format=torch.channels_last)))
 
 

@@ -70,6 +70,7 @@ class ForwardPass:
         record (ActivationRecord | None): Notes what blocks decide.
         unseen (Tensor | None): What the last block wrote, where nobody else can hold it: the
             next one may write over it.
+        sums (MapSums | None): Of `unseen`, where kernels added it up.
         called (dict[str, str]): Blocks that could not skip, and why: see `why_not_plain`.
         unchanged (bool): Whether all modules are known to be as they were in an earlier pass.
     """
@@ -77,6 +78,7 @@ class ForwardPass:
     masked: bool
     record: ActivationRecord | None = None
     unseen: Tensor | None = None
+    sums: Any = None
     called: dict[str, str] = field(default_factory=dict)
     unchanged: bool = False
 

@@ -12,7 +12,7 @@ from .run_table import RUN_TABLE
 
 
 def run_program(block: Any, x: Tensor, execution: Execution, weights: Any,
-                owns_input: bool = False) -> tuple[Tensor, Any]:
+                owns_input: bool = False, sums: Any = None) -> tuple[Tensor, Any, Any]:
     """Decide and compute what a block's program says; nothing that is off is computed.
 
     Args:
@@ -22,9 +22,11 @@ def run_program(block: Any, x: Tensor, execution: Execution, weights: Any,
         weights: What the block's `weights()` made of its modules.
         owns_input (bool): Whether `x` may be written over; only done where no gradients are
             recorded.
+        sums (MapSums | None): Of `x`, where they are known; they may be written over.
 
     Returns:
-        tuple[Tensor, Masks]: The output and the decision.
+        tuple[Tensor, Masks, MapSums | None]: The output, the decision, and the sums of the
+        output.
 
     Raises:
         RuntimeError: If the block cannot skip exactly what it decides on.
@@ -33,6 +35,7 @@ def run_program(block: Any, x: Tensor, execution: Execution, weights: Any,
     plan = execution.plan if execution.mode == 'auto' else None
     case, program = block.program(x, static, plan, owns_input)
     run, clock = block.start(x, static, weights), execution.clock
+    run.sums = sums
     run_steps(run, program.deciding, clock)
     if not static:
         run.decision = execution.decide(block.shape.name, run.decided())
@@ -45,7 +48,7 @@ def run_program(block: Any, x: Tensor, execution: Execution, weights: Any,
                 run.finish(part)
         else:
             run_steps(run, (item,), clock)
-    return run.out, run.decision
+    return run.out, run.decision, run.sums
 
 
 def run_steps(run: Any, steps: Any, clock: Any = None) -> None:

@@ -317,9 +317,17 @@ class BlockMasker(MaskerSet):
                                          shape.masker_hidden, shape.channel_masker, noise)
 
     def differences(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """By masker, see `TwoLogitMasker.difference`."""
+        """By masker, see `TwoLogitMasker.difference`; as kernels of the device read them."""
         maskers: Any = self.named_children()
-        return {name: masker.difference() for name, masker in maskers}
+        return {name: self._as_read(name, *masker.difference()) for name, masker in maskers}
+
+    @staticmethod
+    def _as_read(name, weight, bias):
+        if name == 'channel' or weight.device.type == 'cpu':
+            return weight, bias
+        # Else every pass would convert them, in kernels of their own.
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return weight.to(wide), bias.to(wide)
 
     def forward(self, x: Tensor) -> Decision:
         """Decide from the block's input (N, C, H, W)."""

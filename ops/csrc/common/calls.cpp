@@ -21,6 +21,22 @@ PositionsCall check_positions(const Tensor& x, const OptionalTensor& index,
           check_channels(channel_index, channel_count, group_size, x.size(0), weight.size(0), x)};
 }
 
+void check_active(const Tensor& active, const PatchGrid& grid, const Tensor& like) {
+  check_device("active", active, like);
+  TORCH_CHECK(active.scalar_type() == at::kBool && active.is_contiguous(),
+              "active must be contiguous and bool, got ", active.scalar_type(), " with strides ",
+              active.strides());
+  check_shape("active", active, {grid.map.samples, grid.rows(), grid.columns()});
+}
+
+void check_sums(const char* name, const Tensor& sums, at::IntArrayRef shape, const Tensor& like) {
+  check_device(name, sums, like);
+  TORCH_CHECK(sums.scalar_type() == at::kFloat && sums.is_contiguous(), name,
+              " must be contiguous and float32, got ", sums.scalar_type(), " with strides ",
+              sums.strides());
+  check_shape(name, sums, shape);
+}
+
 PatchesCall check_patches(const Tensor& y, const Tensor& index, const Tensor& count,
                           const Tensor& weight, const Tensor& bias, int64_t granularity,
                           int64_t stride, int64_t dilation, int64_t groups,
@@ -154,6 +170,21 @@ PatchGrid check_masker(const Tensor& x, const Tensor& weight, const Tensor& bias
   check_shape("mask weight", weight, {x.size(1)});
   check_shape("mask bias", bias, {1});
   return PatchGrid::of(size_of(x), window);
+}
+
+MapSize check_stem(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride) {
+  check_floating("x", x);
+  TORCH_CHECK(x.dim() == 4 && x.size(2) > 0 && x.size(3) > 0,
+              "x must be (N, C, H, W) with positions, got shape ", x.sizes());
+  check_positive("stride", stride);
+  TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) &&
+                  weight.size(2) == weight.size(3) && weight.size(2) % 2 == 1,
+              "weight must be (out, ", x.size(1), ", k, k) with an odd k, got shape ",
+              weight.sizes());
+  check_same("weight", weight, x);
+  check_same("bias", bias, x);
+  check_shape("bias", bias, {weight.size(0)});
+  return size_of(x).strided(stride);
 }
 
 void check_compact(const Tensor& mask) {

@@ -22,6 +22,11 @@ PositionsCall check_positions(const Tensor& x, const OptionalTensor& index,
                               const OptionalTensor& channel_count, int64_t group_size,
                               int64_t granularity);
 
+// Of the patches of a map: bool (N, rows, columns).
+void check_active(const Tensor& active, const PatchGrid& grid, const Tensor& like);
+// What patches add up to: float32 of a shape.
+void check_sums(const char* name, const Tensor& sums, at::IntArrayRef shape, const Tensor& like);
+
 struct PatchesCall {
   PatchGrid grid;
   int64_t listed;
@@ -66,6 +71,9 @@ PatchesCall check_excite(const Tensor& rows, const Tensor& index, const Tensor& 
 
 // Of maskers: the windows that are averaged.
 PatchGrid check_masker(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t window);
+
+// Of stem_conv: the map that the convolution writes.
+MapSize check_stem(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride);
 
 void check_compact(const Tensor& mask);
 

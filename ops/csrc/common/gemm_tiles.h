@@ -14,23 +14,47 @@ LAUD_HOST_DEVICE int32_t chunk_place(int32_t row, int32_t chunk) {
   return row * kRowBytes + ((chunk ^ (row >> 1)) & (kRowChunks - 1)) * kChunkBytes;
 }
 
-// A tile of outputs.
+// A tile of outputs, and what a warp takes of it.
 struct TileSize {
-  int32_t rows, columns;
+  int32_t rows, columns, warp_rows, warp_columns;
+
+  constexpr int64_t outputs() const { return int64_t{rows} * columns; }
+  // Values for each input: those that come from the second-level cache, and those that pass
+  // through shared memory, where every warp reads its own rows and columns.
+  constexpr int64_t read() const { return rows + columns; }
+  constexpr int64_t shared() const {
+    const int64_t warps = outputs() / (warp_rows * warp_columns);
+    return read() + warps * (warp_rows + warp_columns);
+  }
 };
 
-// The tile for a product, since how many rows it has is known on the device only: half of the
-// units is taken to be listed. `rows` are those of all units, `columns` those of one group.
-//
-// A tile of r x c reads (r + c) / (r * c) values per product, from the second-level cache: the
-// largest one that leaves a tile for each multiprocessor is taken.
-inline TileSize tile_for(int64_t rows, int64_t columns, int64_t groups, int64_t multiprocessors) {
-  if (columns <= 32) return {128, 32};
-  const int64_t row_tiles = ceil_div(ceil_div(rows, 2), 128) * groups;
-  const bool half_used = columns <= 64 || (columns > 128 && columns <= 192);
-  if (!half_used && row_tiles * ceil_div(columns, 128) >= multiprocessors) return {128, 128};
-  if (row_tiles * ceil_div(columns, 64) >= multiprocessors) return {128, 64};
-  return {64, 64};
+constexpr TileSize kTiles[] = {
+    {128, 256, 64, 64}, {128, 128, 64, 64}, {128, 64, 64, 32}, {64, 64, 32, 32}, {128, 32, 32, 32}};
+
+// The products of half types that an H100 does by mma.sync while a value comes from its
+// second-level cache, and while one passes through shared memory; of float32, three TF32 products.
+constexpr int64_t kHalfPerRead = 113, kHalfPerShared = 21, kFloatPerRead = 37;
+
+// The tile that makes a product fastest by the limits above, the larger one of two that are equal.
+// How many rows are listed is known on the device only: here, half of `rows`, those of all units;
+// `columns` are those of one group. Tiles of float32 have at most 128 columns.
+inline TileSize tile_for(int64_t rows, int64_t columns, int64_t groups, int64_t multiprocessors,
+                         bool halves) {
+  TileSize best = kTiles[halves ? 0 : 1];
+  int64_t least = INT64_MAX;
+  for (const TileSize& tile : kTiles) {
+    if (!halves && tile.columns > 128) continue;
+    const int64_t tiles =
+        ceil_div(ceil_div(rows, 2), tile.rows) * groups * ceil_div(columns, tile.columns);
+    // The last wave takes as long as a full one, but the cache serves all tiles together.
+    const int64_t waves = ceil_div(tiles, multiprocessors) * multiprocessors;
+    const int64_t shared = halves ? kHalfPerShared * tile.shared() : 0;
+    const int64_t own = waves * (shared > tile.outputs() ? shared : tile.outputs());
+    const int64_t read = tiles * tile.read() * (halves ? kHalfPerRead : kFloatPerRead);
+    const int64_t cost = own > read ? own : read;
+    if (cost < least) least = cost, best = tile;
+  }
+  return best;
 }
 
 struct TileId {

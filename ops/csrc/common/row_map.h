@@ -14,6 +14,15 @@ struct Row {
   uint32_t taps;    // bit t: tap t lies inside the map
 };
 
+// Rows are added up in bands of kBandRows that lie in one tile, and the bands' parts of a unit
+// are its pieces: added in order they give the same sum, whatever the tile.
+constexpr int32_t kBandRows = 64;
+
+// Bands that a unit of `area` rows may lie in.
+LAUD_HOST_DEVICE int64_t pieces_of(int64_t area) {
+  return area < 1 ? 0 : (area + kBandRows - 2) / kBandRows + 1;
+}
+
 struct RowMap {
   const int32_t* index = nullptr;  // patches, ascending; null: all
   const int32_t* count = nullptr;  // how many of `units` entries are listed; null: all
@@ -72,6 +81,11 @@ struct RowMap {
     if (taps == 9) to.taps = inside(y * stride, in_height, 0x007, 0x1c0) &
                              inside(x * stride, in_width, 0x049, 0x124);
     return to;
+  }
+  // The bands that a unit's rows lie in: the first, and how many.
+  LAUD_HOST_DEVICE int32_t first_band(int32_t unit) const { return unit * area / kBandRows; }
+  LAUD_HOST_DEVICE int32_t bands(int32_t unit) const {
+    return ((unit + 1) * area - 1) / kBandRows - first_band(unit) + 1;
   }
   // The sample of a row that exists.
   LAUD_HOST_DEVICE int32_t sample_of(int32_t row) const {

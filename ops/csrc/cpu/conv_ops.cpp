@@ -415,7 +415,9 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
                           const Tensor& bias, int64_t granularity,
                           const OptionalTensor& channel_index,
                           const OptionalTensor& channel_count, int64_t group_size,
-                          const OptionalTensor& packed, const OptionalTensor& shifts) {
+                          const OptionalTensor& packed, const OptionalTensor& shifts,
+                          const OptionalTensor& pieces) {
+  TORCH_CHECK(!pieces, "pieces must be None on a CPU");
   const auto call =
       check_add_patches(out, identity, rows, index, count, weight, bias, granularity,
                         channel_index, channel_count, group_size);

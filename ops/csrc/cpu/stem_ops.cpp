@@ -105,18 +105,7 @@ void stem_conv_as(const Tensor& x, const StemShape& s, const Weights<T>& weights
 
 Tensor stem_conv(const Tensor& x, const Tensor& weight, const Tensor& bias, int64_t stride,
                  bool pool, const OptionalTensor& packed) {
-  check_floating("x", x);
-  TORCH_CHECK(x.dim() == 4 && x.size(2) > 0 && x.size(3) > 0,
-              "x must be (N, C, H, W) with positions, got shape ", x.sizes());
-  check_positive("stride", stride);
-  TORCH_CHECK(weight.dim() == 4 && weight.size(1) == x.size(1) &&
-                  weight.size(2) == weight.size(3) && weight.size(2) % 2 == 1,
-              "weight must be (out, ", x.size(1), ", k, k) with an odd k, got shape ",
-              weight.sizes());
-  check_same("weight", weight, x);
-  check_same("bias", bias, x);
-  check_shape("bias", bias, {weight.size(0)});
-  const MapSize in{x.size(0), x.size(2), x.size(3)}, conv = in.strided(stride);
+  const MapSize conv = check_stem(x, weight, bias, stride), in = size_of(x);
   const auto type = multiplies_bfloat16(x) ? at::kBFloat16 : compute_type(x);
   const int64_t step = type == at::kBFloat16 ? RowTypes<Bfloat16>::step : 1;
   const StemShape shape{in, conv, pool ? conv.strided(2) : conv, x.size(1), weight.size(2),

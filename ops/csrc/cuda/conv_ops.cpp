@@ -9,6 +9,15 @@
 namespace laud::cuda {
 namespace {
 
+// Where the product's units add up.
+void set_pieces(RowGemm& gemm, const OptionalTensor& pieces, const Tensor& out) {
+  if (!pieces) return;
+  TORCH_CHECK(!gemm.channels.index, "pieces must be None with channel_index");
+  check_sums("pieces", *pieces, {gemm.rows.units, pieces_of(gemm.rows.area), gemm.out_columns},
+             out);
+  gemm.pieces = pieces->mutable_data_ptr<float>();
+}
+
 void run(RowGemm gemm) {
   // As for torch's matrix products: full precision unless TF32 is allowed.
   gemm.tf32 = gemm.type == Type::kFloat && allows_tf32();
@@ -35,6 +44,29 @@ Tensor conv1x1_positions(const Tensor& x, const OptionalTensor& index, const Opt
   gemm.relu = relu;
   run(gemm);
   return y;
+}
+
+std::tuple<Tensor, Tensor> conv1x1_shortcut(const Tensor& x, const Tensor& active,
+                                            const Tensor& weight, const Tensor& bias,
+                                            int64_t stride, int64_t granularity, bool sums) {
+  const auto call = check_positions(x, {}, {}, weight, bias, stride, {}, {}, 1, granularity);
+  const auto grid = PatchGrid::of(call.out, granularity);
+  check_active(active, grid, x);
+  check_fits(grid, size_of(x));
+  const c10::cuda::CUDAGuard guard(x.device());
+  const Tensor w = as_rows(weight), b = bias.contiguous();
+  RowGemm gemm = laud::cuda::conv1x1_positions(conv_of(w, b, 1), size_of(x), grid, stride,
+                                               {nullptr, nullptr, grid.patches()}, {});
+  Tensor y = empty_map(x, call.out, weight.size(0));
+  const OptionalTensor pieces =
+      at::empty({sums ? grid.patches() : 0, pieces_of(grid.area()), weight.size(0)},
+                x.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
+  gemm.in = x.const_data_ptr();
+  gemm.out = y.mutable_data_ptr();
+  gemm.active = active.const_data_ptr<bool>();
+  if (sums) set_pieces(gemm, pieces, y);
+  run(gemm);
+  return {y, *pieces};
 }
 
 Tensor conv3x3_patches(const Tensor& y, const Tensor& index, const Tensor& count,
@@ -67,7 +99,8 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
                           const Tensor& bias, int64_t granularity,
                           const OptionalTensor& channel_index,
                           const OptionalTensor& channel_count, int64_t group_size,
-                          const OptionalTensor& /*packed*/, const OptionalTensor& shifts) {
+                          const OptionalTensor& /*packed*/, const OptionalTensor& shifts,
+                          const OptionalTensor& pieces) {
   TORCH_CHECK(!shifts, "shifts must be None on a GPU");
   const auto call = check_add_patches(out, identity, rows, index, count, weight, bias,
                                       granularity, channel_index, channel_count, group_size);
@@ -79,6 +112,7 @@ void conv1x1_add_patches_(Tensor& out, const Tensor& identity, const Tensor& row
   gemm.in = rows.const_data_ptr();
   gemm.add = identity.const_data_ptr();
   gemm.out = out.mutable_data_ptr();
+  set_pieces(gemm, pieces, out);
   run(gemm);
 }
 
@@ -114,6 +148,7 @@ std::tuple<Tensor, Tensor> masker_conv1x1(const Tensor& x, const Tensor& weight,
 
 TORCH_LIBRARY_IMPL(laud_mm, CUDA, m) {
   m.impl("conv1x1_positions", conv1x1_positions);
+  m.impl("conv1x1_shortcut", conv1x1_shortcut);
   m.impl("conv3x3_patches", conv3x3_patches);
   m.impl("conv1x1_add_patches_", conv1x1_add_patches_);
   m.impl("masker_conv1x1", masker_conv1x1);

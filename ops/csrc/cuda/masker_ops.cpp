@@ -19,13 +19,49 @@ Tensor patch_mask(const Tensor& x, const Tensor& weight, const Tensor& bias, int
   const Tensor w = as_float(weight), b = as_float(bias);
   Tensor mask = at::empty({x.size(0), windows.rows(), windows.columns()},
                           x.options().dtype(at::kBool));
-  Tensor logits = at::empty({windows.map.positions()}, x.options().dtype(at::kFloat));
   const Launch on = launch_on_current();
+  Tensor logits = at::empty({windows.map.positions()}, x.options().dtype(at::kFloat));
   C10_CUDA_CHECK(launch_logits(map_of(x), w.const_data_ptr<float>(),
                                logits.mutable_data_ptr<float>(), on));
   C10_CUDA_CHECK(launch_threshold(logits.const_data_ptr<float>(), b.const_data_ptr<float>(),
                                   windows, mask.mutable_data_ptr<bool>(), on));
   return mask;
+}
+
+std::tuple<Tensor, Tensor> sums_mask(const Tensor& sums, const OptionalTensor& whole,
+                                     const Tensor& listed, const Tensor& index,
+                                     const Tensor& count, const Tensor& weight, const Tensor& bias,
+                                     int64_t area) {
+  check_positive("area", area);
+  TORCH_CHECK(sums.dim() == 2, "sums must be (N, C), got shape ", sums.sizes());
+  const int64_t samples = sums.size(0), channels = sums.size(1), pieces = pieces_of(area);
+  // A sample is a patch as large as its map.
+  const auto grid = PatchGrid::of({samples, 1, area}, area);
+  check_fits(grid, grid.map);
+  check_device("index", index, sums);
+  check_units(index, count, samples);
+  check_sums("listed", listed, {index.numel(), pieces, channels}, sums);
+  if (whole) check_sums("whole", *whole, {samples, pieces, channels}, sums);
+  else check_sums("sums", sums, {samples, channels}, sums);
+  check_shape("weight", weight, {channels});
+  check_shape("bias", bias, {1});
+  const c10::cuda::CUDAGuard guard(sums.device());
+  const Tensor w = as_float(weight), b = as_float(bias);
+  const auto options = sums.options().memory_format(at::MemoryFormat::Contiguous);
+  Tensor mask = at::empty({samples, 1, 1}, options.dtype(at::kBool));
+  Tensor total = at::empty({samples, channels}, options);
+  PatchSums s;
+  s.rows = RowMap::of(grid, grid.map, {1, 1}, 1, index.numel());
+  s.rows.index = index.const_data_ptr<int32_t>();
+  s.rows.count = count.const_data_ptr<int32_t>();
+  s.sums = sums.const_data_ptr<float>();
+  s.whole = whole ? whole->const_data_ptr<float>() : nullptr;
+  s.listed = listed.const_data_ptr<float>();
+  s.total = total.mutable_data_ptr<float>();
+  s.channels = int32_t(channels);
+  C10_CUDA_CHECK(launch_sums_mask(s, w.const_data_ptr<float>(), b.const_data_ptr<float>(), grid,
+                                  mask.mutable_data_ptr<bool>(), launch_on_current()));
+  return {mask, total};
 }
 
 Tensor position_means(const Tensor& x) {
@@ -69,6 +105,7 @@ void excite_patches_(Tensor& rows, const Tensor& index, const Tensor& count, int
 
 TORCH_LIBRARY_IMPL(laud_mm, CUDA, m) {
   m.impl("patch_mask", patch_mask);
+  m.impl("sums_mask", sums_mask);
   m.impl("position_means", position_means);
   m.impl("excite_patches_", excite_patches_);
 }

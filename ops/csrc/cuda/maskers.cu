@@ -77,6 +77,52 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// The place of a patch in an ascending list, -1 where it is not listed.
+__device__ int32_t place_of(const RowMap& rows, int32_t patch) {
+  int32_t low = 0, high = rows.listed();
+  while (low < high) {
+    const int32_t middle = low + (high - low) / 2;
+    if (rows.index[middle] < patch) low = middle + 1;
+    else high = middle;
+  }
+  return low < rows.listed() && rows.index[low] == patch ? low : -1;
+}
+
+// A block takes a patch at a time.
+__global__ void __launch_bounds__(kThreads)
+    sums_mask_kernel(const __grid_constant__ PatchSums s, const float* weight, const float* bias,
+                     PatchGrid grid, bool* mask) {
+  __shared__ float parts[kWarps];
+  const int64_t pieces = pieces_of(s.rows.area) * s.channels;
+  for (int32_t p = int32_t(blockIdx.x); p < s.rows.patches; p += int32_t(gridDim.x)) {
+    const int32_t listed = s.listed ? place_of(s.rows, p) : -1, unit = listed < 0 ? p : listed;
+    const float* const from = listed < 0 ? s.whole : s.listed;
+    const int32_t bands = s.rows.bands(unit);
+    const int64_t own = int64_t{p} * s.channels;
+    float logit = 0.f;
+    for (int32_t c = threadIdx.x; c < s.channels; c += kThreads) {
+      float sum = 0.f;
+      if (from) {
+        for (int32_t k = 0; k < bands; k++)
+          sum += from[unit * pieces + int64_t{k} * s.channels + c];
+      } else {
+        sum = s.sums[own + c];
+      }
+      s.total[own + c] = sum;
+      logit += sum * __ldg(weight + c);
+    }
+    logit = warp_sum(logit);
+    __syncthreads();  // the last patch's parts are in use until here
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = logit;
+    __syncthreads();
+    if (threadIdx.x != 0) continue;
+    logit = 0.f;
+    for (int w = 0; w < kWarps; w++) logit += parts[w];
+    const Patch patch = grid.at(p);
+    mask[p] = !(logit / float(patch.height * patch.width) + *bias < 0.f);  // NaN is on
+  }
+}
+
 // A block takes 8 chunks of channels of a sample, 32 threads each.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -137,6 +183,12 @@ cudaError_t launch_threshold(const float* logits, const float* bias, const Patch
   return launch(threshold_kernel<false>, on,
                 dim3(blocks_for(on, ceil_div(grid.patches(), kWarps), 8)), dim3(kThreads), 0,
                 logits, bias, grid, mask);
+}
+
+cudaError_t launch_sums_mask(const PatchSums& sums, const float* weight, const float* bias,
+                             const PatchGrid& grid, bool* mask, const Launch& on) {
+  return launch(sums_mask_kernel, on, dim3(blocks_for(on, grid.patches(), 8)), dim3(kThreads), 0,
+                sums, weight, bias, grid, mask);
 }
 
 cudaError_t launch_position_means(const Map& x, float* means, const Launch& on) {

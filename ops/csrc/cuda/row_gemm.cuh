@@ -1,12 +1,12 @@
 // Implicit GEMM on tensor cores over rows that a RowMap finds (see row_gemm.h).
 //
-//   shared memory   stage 0 | stage 1 | stage 2 | stage 3 | results
+//   shared memory   stage 0 | stage 1 | stage 2 (| stage 3) | results
 //   a stage         kRows x 64 bytes of the rows, kColumns x 64 bytes of the weights
 //   results         kRows x kColumns of T, rows 16 bytes apart; they lie over the stages
 //                   unless what is added is prefetched into them
 //
 // Blocks go over the tiles until the listed rows are done; the count is read on the device.
-// cp.async fills three stages ahead of mma.sync, with one barrier in each step. Results
+// cp.async fills all stages but one ahead of mma.sync, with one barrier in each step. Results
 // pass through shared memory so that they are read and written 16 bytes at a time.
 // float32 is split into two TF32 parts, three products of which keep its precision; their
 // sums are added outside the tensor cores, which do not round to nearest.
@@ -15,13 +15,11 @@
 
 namespace laud::cuda {
 
-constexpr int kStages = 4;
-
 template <typename T, typename Tile>
 struct SharedLayout {
   static constexpr int kPitch = Tile::kColumns * int(sizeof(T)) + kChunkBytes;
   static constexpr int kResultBytes = Tile::kRows * kPitch;
-  static constexpr int kPipelineBytes = kStages * Tile::kStageBytes;
+  static constexpr int kPipelineBytes = Tile::kStages * Tile::kStageBytes;
 
   static constexpr int bytes(bool apart) {
     return apart ? kPipelineBytes + kResultBytes
@@ -235,6 +233,42 @@ class ResultMover {
   char* results_;
 };
 
+// Adds up the results of each band of rows, unit by unit: a thread two columns of a band.
+template <typename T, typename Tile>
+__device__ void add_bands(const RowGemm& gemm, const TileRange& range,
+                          const TileTables<Tile>& tables, const ResultMover<T, Tile>& mover) {
+  constexpr int kPairs = Tile::kColumns / 2;
+  static_assert(Tile::kRows % kBandRows == 0, "a band lies in one tile");
+  const int32_t area = gemm.rows.area;
+  for (int32_t i = threadIdx.x; i < Tile::kRows / kBandRows * kPairs; i += Tile::kThreads) {
+    const int32_t row = i / kPairs * kBandRows, column = i % kPairs * 2;
+    const int32_t first = range.first_row + row, left = range.last_column - range.first_column;
+    if (first >= range.last_row || column >= left) continue;
+    const int32_t rows = int32_t(min_of(range.last_row - first, kBandRows));
+    int32_t unit = gemm.rows.by_area.quotient(first);
+    int32_t of_unit = (unit + 1) * area - first;  // rows that are left of it
+    const auto write = [&](float one, float two) {
+      const int64_t piece = unit * pieces_of(area) + first / kBandRows - gemm.rows.first_band(unit);
+      float* to = gemm.pieces + piece * gemm.out_columns + range.first_column + column;
+      to[0] = one;
+      if (column + 1 < left) to[1] = two;
+    };
+    float one = 0.f, two = 0.f;
+    for (int32_t r = 0; r < rows; r++) {
+      if (of_unit == 0) {
+        write(one, two);
+        one = two = 0.f;
+        unit++;
+        of_unit = area;
+      }
+      const T* from = mover.at(row + r, column);
+      if (tables.rows[row + r].out >= 0) one += to_float(from[0]), two += to_float(from[1]);
+      of_unit--;
+    }
+    write(one, two);
+  }
+}
+
 // The rows, columns and depth of a tile; false where it has no outputs.
 template <typename Tile>
 __device__ bool find_range(const RowGemm& gemm, int32_t tile, TileRange& range) {
@@ -262,7 +296,10 @@ __device__ void fill_tables(const RowGemm& gemm, const TileRange& range,
                             TileTables<Tile>& tables) {
   for (int32_t i = threadIdx.x; i < Tile::kRows; i += Tile::kThreads) {
     const int32_t row = range.first_row + i;
-    tables.rows[i] = row < range.last_row ? gemm.rows.row(row) : Row{-1, -1, 0};
+    const bool exists = row < range.last_row;
+    tables.rows[i] = exists ? gemm.rows.row(row) : Row{-1, -1, 0};
+    if (gemm.active)
+      tables.rectified[i] = exists && !gemm.active[gemm.rows.by_area.quotient(row)];
   }
   for (int32_t i = threadIdx.x; i < Tile::kColumns; i += Tile::kThreads) {
     int32_t column = range.first_column + i;
@@ -279,6 +316,7 @@ template <typename T, typename Tile, int kPiece>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     row_gemm_kernel(const __grid_constant__ RowGemm gemm) {
   using Shared = SharedLayout<T, Tile>;
+  constexpr int kStages = Tile::kStages;
   __shared__ TileTables<Tile> tables;
   char* const stages = dynamic_shared();
   char* const results = stages + (gemm.prefetch_add ? Shared::kPipelineBytes : 0);
@@ -330,11 +368,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
       first += tables.bias[column], second += tables.bias[column + 1];
       if (gemm.add) first += to_float(to[0]), second += to_float(to[1]);
       // Not fmaxf, which drops NaN.
-      if (gemm.relu) first = first < 0.f ? 0.f : first, second = second < 0.f ? 0.f : second;
+      if (gemm.relu || (gemm.active && tables.rectified[row]))
+        first = first < 0.f ? 0.f : first, second = second < 0.f ? 0.f : second;
       to[0] = from_float<T>(first), to[1] = from_float<T>(second);
     });
     __syncthreads();
     mover.write();
+    if (gemm.pieces) add_bands(gemm, range, tables, mover);
   }
 }
 
@@ -342,6 +382,7 @@ template <typename T, typename Tile, int kPiece>
 cudaError_t launch_tile(RowGemm gemm, const Launch& on) {
   using Shared = SharedLayout<T, Tile>;
   const bool by_sample = gemm.channels.index != nullptr;
+  if (gemm.pieces && (by_sample || gemm.groups != 1)) return cudaErrorInvalidValue;
   const RowMap& rows = gemm.rows;
   const int64_t most_units =
       by_sample ? min_of(rows.units, rows.by_sample.divisor) : int64_t{rows.units};
@@ -376,7 +417,8 @@ int weight_piece(const RowGemm& gemm) {
 
 template <typename T>
 cudaError_t launch_row_gemm_as(RowGemm gemm, const Launch& on) {
-  constexpr int kBytes = int(sizeof(T)), kMore = kBytes == 2 ? 1 : 0;  // registers for more blocks
+  constexpr bool kHalves = sizeof(T) == 2;
+  constexpr int kBytes = int(sizeof(T)), kMore = kHalves ? 1 : 0;  // registers for more blocks
   gemm.vector_out = aligned(gemm.out, int64_t{gemm.out_columns} * kBytes) &&
                     aligned(gemm.add, int64_t{gemm.columns} * kBytes);
   switch (weight_piece<T>(gemm)) {
@@ -385,10 +427,17 @@ cudaError_t launch_row_gemm_as(RowGemm gemm, const Launch& on) {
     case 4: return launch_tile<T, Tile<64, 64, 32, 32, 3>, 4>(gemm, on);
     default: return launch_tile<T, Tile<64, 64, 32, 32, 2>, 0>(gemm, on);
   }
-  const TileSize tile = tile_for(int64_t{gemm.rows.units} * gemm.rows.area, gemm.columns,
-                                 gemm.groups, on.multiprocessors);
-  if (tile.columns == 32) return launch_tile<T, Tile<128, 32, 32, 32, 2 + kMore>, 16>(gemm, on);
-  if (tile.columns == 128) return launch_tile<T, Tile<128, 128, 64, 32, 1 + kMore>, 16>(gemm, on);
+  // Without a list there are twice as many rows as of one that is half full.
+  const int64_t rows = int64_t{gemm.rows.units} * gemm.rows.area * (gemm.rows.index ? 1 : 2);
+  const TileSize tile =
+      tile_for(rows, gemm.columns, gemm.groups, on.multiprocessors, kHalves);
+  if (tile.columns == 32) return launch_tile<T, Tile<128, 32, 32, 32, 2>, 16>(gemm, on);
+  if constexpr (kHalves) {
+    if (tile.columns == 256) return launch_tile<T, Tile<128, 256, 64, 64, 1, 3>, 16>(gemm, on);
+    if (tile.columns == 128) return launch_tile<T, Tile<128, 128, 64, 64, 2>, 16>(gemm, on);
+  } else if (tile.columns == 128) {  // sums and rests of 64 x 64 would not fit the registers
+    return launch_tile<T, Tile<128, 128, 64, 32, 1>, 16>(gemm, on);
+  }
   if (tile.rows == 128) return launch_tile<T, Tile<128, 64, 64, 32, 2 + kMore>, 16>(gemm, on);
   return launch_tile<T, Tile<64, 64, 32, 32, 3 + kMore>, 16>(gemm, on);
 }

@@ -50,11 +50,16 @@ struct RowGemm {
   int32_t groups = 1;
   int32_t depth = 0, columns = 0;  // inputs and outputs of one group
   bool relu = false;
+  // Of all units: those that are false are rectified, the others get more added; null: none.
+  const bool* active = nullptr;
   bool tf32 = false;  // float32: one TF32 product instead of three that keep its precision
   ChannelList channels;
   // A second result, of one tap and all positions: sum over k of in[r][k] * logit_weight[k].
   const float* logit_weight = nullptr;
   float* logits = nullptr;
+  // What each unit adds up to as it is stored, (units, pieces, columns): see `pieces_of`; null:
+  // none. For one group and all channels.
+  float* pieces = nullptr;
   bool prefetch_add = false, vector_out = false;  // set by the launcher
 };
 

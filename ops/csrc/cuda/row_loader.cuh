@@ -9,13 +9,16 @@
 
 namespace laud::cuda {
 
-// A tile of kRows x kColumns outputs, shared by warps of kWarpRows x kWarpColumns.
-template <int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_, int kBlocks_>
+// A tile of kRows x kColumns outputs, shared by warps of kWarpRows x kWarpColumns, with a
+// pipeline of kStages.
+template <int kRows_, int kColumns_, int kWarpRows_, int kWarpColumns_, int kBlocks_,
+          int kStages_ = 4>
 struct Tile {
   static constexpr int kRows = kRows_, kColumns = kColumns_;
   static constexpr int kWarpRows = kWarpRows_, kWarpColumns = kWarpColumns_;
   static constexpr int kThreads = 32 * (kRows / kWarpRows) * (kColumns / kWarpColumns);
   static constexpr int kBlocks = kBlocks_;  // wanted on a multiprocessor
+  static constexpr int kStages = kStages_;
   static constexpr int kRowStep = kThreads / kRowChunks;  // rows between a thread's chunks
   static constexpr int kStageBytes = (kRows + kColumns) * kRowBytes;
   static_assert(kRows % kRowStep == 0 && kColumns % kRowStep == 0, "threads must share evenly");
@@ -25,6 +28,7 @@ struct Tile {
 template <typename Tile>
 struct TileTables {
   Row rows[Tile::kRows];
+  bool rectified[Tile::kRows];  // where gemm.active says which rows are
   int32_t weight_rows[Tile::kColumns];  // -1: no such output
   float bias[Tile::kColumns];
 };

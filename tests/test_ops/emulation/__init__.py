@@ -26,8 +26,9 @@ class EmulatedDevice:
         self.library.set_device(*map(ctypes.c_int64, (multiprocessors, shared_bytes, descending)))
 
     def run(self, name, *arguments):
-        """Call a launcher with tensors (None: null) and numbers."""
-        values = [a.data_ptr() if isinstance(a, torch.Tensor) else int(a or 0) for a in arguments]
+        """Call a launcher with tensors (None: null) and numbers; the last may be left out."""
+        values = [a.data_ptr() if isinstance(a, torch.Tensor) else int(a or 0)
+                  for a in (*arguments, *[None] * 8)]
         assert getattr(self.library, name)((ctypes.c_int64 * len(values))(*values)) == 0
 
     @property

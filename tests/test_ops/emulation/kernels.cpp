@@ -3,6 +3,7 @@
 #include "../../../ops/csrc/cuda/excite.h"
 #include "../../../ops/csrc/cuda/maskers.h"
 #include "../../../ops/csrc/cuda/row_copies.h"
+#include "../../../ops/csrc/cuda/stem.h"
 #include "../../../ops/csrc/cuda/units.h"
 
 using namespace laud;
@@ -38,6 +39,8 @@ struct Arguments {
     gemm.tf32 = integer() != 0;
     gemm.logit_weight = pointer<float>();
     gemm.logits = pointer<float>();
+    gemm.active = pointer<bool>();
+    gemm.pieces = pointer<float>();
     return launch_row_gemm(gemm, device);
   }
 };
@@ -123,6 +126,35 @@ int run_patch_mask(const int64_t* arguments) {
   auto* logits = a.pointer<float>();
   if (const auto error = launch_logits(x, weight, logits, device)) return error;
   return launch_threshold(logits, bias, PatchGrid::of(x.size, window), a.pointer<bool>(), device);
+}
+
+int run_sums_mask(const int64_t* arguments) {
+  Arguments a{arguments};
+  const MapSize size = a.size();
+  const auto grid = PatchGrid::of(size, a.integer());
+  const UnitList list = a.list();
+  PatchSums s;
+  s.rows = RowMap::of(grid, size, {1, 1}, 1, list.units);
+  s.rows.index = list.index;
+  s.rows.count = list.count;
+  s.sums = a.pointer<float>();
+  s.whole = a.pointer<float>();
+  s.listed = a.pointer<float>();
+  s.total = a.pointer<float>();
+  s.channels = int32_t(a.integer());
+  auto* weight = a.pointer<float>();
+  auto* bias = a.pointer<float>();
+  return launch_sums_mask(s, weight, bias, grid, a.pointer<bool>(), device);
+}
+
+int run_stem_pool(const int64_t* arguments) {
+  Arguments a{arguments};
+  StemPool pool;
+  pool.type = Type(a.integer());
+  pool.in = a.pointer(), pool.bias = a.pointer(), pool.out = a.pointer();
+  pool.size = a.size();
+  pool.channels = a.integer(), pool.side = a.integer(), pool.stride = a.integer();
+  return launch_stem_pool(pool, device);
 }
 
 int run_position_means(const int64_t* arguments) {
