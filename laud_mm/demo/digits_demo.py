@@ -18,19 +18,17 @@ from .study import Study, StudyRun
 TARGETS = (0.4, 0.6, 0.8)
 CONFIGS = {'layer': 'laud_resnet_digits', 'channel': 'laud_resnet_digits_channel',
            'spatial': 'laud_resnet_digits_spatial'}
-
-
 STATIC = StudyRun('static', 'laud_resnet_digits_static')
 
 
 def student_runs(targets=TARGETS):
     """Every paradigm at every target, and the first paradigm without its teacher's loss."""
     runs = [StudyRun(f'{paradigm}_t{round(target * 10):02d}', config, paradigm, target,
-                      {'default_hooks.activation.target': target}, STATIC)
+                     {'default_hooks.activation.target': target}, STATIC)
             for paradigm, config in CONFIGS.items() for target in targets]
     first = runs[list(targets).index(0.6) if 0.6 in targets else 0]
     return [*runs, StudyRun(f'{first.name}_without_kd', first.config, first.paradigm, first.target,
-                             {**first.options, 'model.loss_kd.weight': 0.0}, STATIC)]
+                            {**first.options, 'model.loss_kd.weight': 0.0}, STATIC)]
 
 
 def run_digits(config_dir, train_tool, work_dir, data_root='data/digits', jobs=None,
@@ -54,7 +52,8 @@ def run_digits(config_dir, train_tool, work_dir, data_root='data/digits', jobs=N
     """
     build_digits(data_root)
     cores = len(os.sched_getaffinity(0))
-    study = DigitsStudy(Path(config_dir), Path(train_tool), Path(work_dir), str(data_root), options or {})
+    study = DigitsStudy(Path(config_dir), Path(train_tool), Path(work_dir), str(data_root),
+                        options or {})
     students = student_runs(targets)
     study.train([STATIC], 1, cores)
     jobs = jobs or min(cores, 4)

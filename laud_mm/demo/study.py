@@ -1,4 +1,5 @@
 """A study: trainings that go on where they were killed."""
+import copy
 import ctypes
 import hashlib
 import json
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,10 @@ class Study:
 
     def config(self, run):
         """The run's config with its overrides."""
-        return load_config(str(self.config_dir / f'{run.config}.py'), self.overrides(run),
-                           str(self.work_dir / run.name))
+        cfg = copy.deepcopy(_read_config(self.config_dir / f'{run.config}.py'))
+        cfg.merge_from_dict(self.overrides(run))
+        cfg.work_dir = str(self.work_dir / run.name)
+        return cfg
 
     def overrides(self, run):
         """Everything that differs from the run's config file."""
@@ -138,6 +142,11 @@ class Study:
         with open(folder / 'train.log', 'a') as log:
             return subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_die_with_parent,
                                     env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
+
+
+@lru_cache
+def _read_config(path):
+    return load_config(str(path))
 
 
 def _as_option(value):

@@ -7,7 +7,7 @@ from .bottleneck import BottleneckShape, Stages, ceil_div, stage_paradigms
 from .network import NetworkSpec
 from .opspec import OpSpec, Size
 
-STAGE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGE_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
 
 
