@@ -7,6 +7,7 @@ from laud_mm.utils.tables import markdown_table
 from .digits_report import Limits
 
 LIMITS = Limits(static_accuracy=92.5, accuracy_loss=1.0, fraction_error=0.03)
+ABLATED = 'ablation_'  # what names of short trainings begin with
 # What nets are compared by: a column of the results, its axis.
 COSTS = {'mflops': 'FLOPs per image [M multiply-adds]',
          'measured_ms/batch_64': 'measured here, batch 64 [ms per image]',
@@ -76,14 +77,20 @@ def above_frontier(net, nets, cost):
 
 
 def make_table(rows):
-    """One markdown table of the study's nets, averaged over seeds.
+    """Markdown tables of the study's nets, averaged over seeds, and of its short trainings.
 
     Args:
         rows (list[dict]): Of `FashionStudy.evaluate`.
 
     Returns:
-        str: The table.
+        str: The tables.
     """
+    short = [row for row in rows if row['name'].startswith(ABLATED)]
+    long = [row for row in rows if row not in short]
+    return '\n\n'.join(_table(own) for own in (long, short) if own)
+
+
+def _table(rows):
     head = ('network', 'seeds', 'accuracy', 'M FLOPs', 'fraction', 'its deviation over images',
             'deciding blocks', 'easy / hard half', 'decisions frozen', 'ms, batch 64 / 1',
             'TX2 / V100 ms', 'above the frontier: FLOPs / ms')
@@ -120,7 +127,7 @@ def plot_study(rows, path):
         path (str | Path): PNG file to write.
     """
     from matplotlib.figure import Figure
-    nets = over_seeds(rows)
+    nets = [net for net in over_seeds(rows) if not net['name'].startswith(ABLATED)]
     costs = {cost: title for cost, title in COSTS.items() if any(cost in net for net in nets)}
     figure = Figure(figsize=(4.2 * len(costs), 3.8), dpi=120, layout='constrained')
     axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]

@@ -214,6 +214,8 @@ def test_the_table_and_the_plot_show_every_net(tmp_path):
     assert len(lines) == 6 and len({line.count('|') for line in lines}) == 1
     assert lines[2].startswith('| static | 2 | 93.10 ± 0.10 | 8.00 | 1.000')
     assert lines[5].endswith('| +0.39 /  |')
+    short = row('ablation_plain_t06_s0', 90.0, 0.5, paradigm='layer', target=0.6)
+    assert make_table([*rows, short]).startswith('\n'.join(lines) + '\n\n| network')
     plot_study(rows, tmp_path / 'plot.png')
     assert cv2.imread(str(tmp_path / 'plot.png')).shape[2] == 3
     assert find_problems(rows, LIMITS) == []

@@ -3,6 +3,7 @@ import math
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from laud_mm.models.dynamic import ActivationCost
@@ -46,18 +47,40 @@ def mean_over_ranks(value):
     return value + (mean / dist.get_world_size() - value.detach())
 
 
-def check_weight(weight):
+def check_weight(weight, field='weight'):
     """Return `weight`, or raise ValueError if it is not a number >= 0."""
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-        raise ValueError(f'weight must be a number >= 0, got {weight!r}')
+        raise ValueError(f'{field} must be a number >= 0, got {weight!r}')
     return weight
+
+
+def information(logits: Tensor) -> Tensor:
+    """How much the images tell of a unit's decision: their mutual information in bits.
+
+    It is the entropy of the mean probability of "on" less the mean of the entropies: 0 where all
+    images are alike to a unit or all decisions are drawn by lot, 1 where half of the images
+    surely have it on and the others surely off.
+
+    Args:
+        logits (Tensor): (N, units), see `Decision.logits`.
+
+    Returns:
+        Tensor: (units,).
+    """
+    p = torch.sigmoid(logits)
+    each = F.binary_cross_entropy_with_logits(logits, p, reduction='none').mean(0)
+    # A unit on for all images has the gradient of an entropy at the border: none, not infinite.
+    mean = mean_over_ranks(p.mean(0)).clamp(1e-6, 1 - 1e-6)
+    return (F.binary_cross_entropy(mean, mean, reduction='none')
+            - mean_over_ranks(each)) / math.log(2)
 
 
 @MODELS.register_module()
 class ActivationLoss:
-    """alpha * (mean_b bound(r_b) + (F_dyn / F_static - t)^2).
+    """alpha * (mean_b bound(r_b) + (F_dyn / F_static - t)^2) + delta * mean_b (1 - I_b).
 
-    Rates count per image, then average over images and processes.
+    Rates count per image, then average over images and processes. I_b is the mean `information`
+    of the block's units; patches count as one unit. delta is 0 in the papers.
 
     Args:
         target (float): t, FLOPs fraction of the backbone, in (0, 1].
@@ -65,13 +88,17 @@ class ActivationLoss:
         bounds (bool): Hold every block at t first and release it over the
             first third of the training; off for networks that start from
             trained maskers.
+        diversity (float): delta. Above 0, decisions are driven to depend on the image: on small
+            data, nets are otherwise pruned rather than dynamic.
     """
 
-    def __init__(self, target: float, weight: float = 10.0, bounds: bool = True):
+    def __init__(self, target: float, weight: float = 10.0, bounds: bool = True,
+                 diversity: float = 0.0):
         self.target = check_fraction('target', target)
         if not target:
             raise ValueError('target must be above 0, got 0')
         self.weight, self.bounds = check_weight(weight), bounds
+        self.diversity = check_weight(diversity, 'diversity')
 
     def __call__(self, cost: ActivationCost, progress: float) -> tuple[Tensor, Tensor]:
         """Compute the loss of one forward pass.
@@ -91,4 +118,17 @@ class ActivationLoss:
         if self.bounds and len(blocks):
             low, high = activation_bounds(self.target, progress)
             loss = loss + ((blocks - high).clamp(min=0)**2 + (low - blocks).clamp(min=0)**2).mean()
-        return self.weight * loss, fraction[0].detach()
+        loss = self.weight * loss
+        if self.diversity:
+            loss = loss + self.diversity * (1 - self._information(cost))
+        return loss, fraction[0].detach()
+
+    def _information(self, cost):
+        """Mean over the blocks that decide."""
+        blocks = [torch.cat([information(logits.flatten()[:, None] if name == 'patches'
+                                         else logits.float()) for name, logits in own.items()])
+                  for own in (getattr(d, 'logits', dict)() for d in cost.decisions) if own]
+        if not blocks:
+            raise ValueError(f'diversity must be 0 for a backbone whose maskers have no logits of '
+                             f'layers, patches or channels, got {self.diversity}')
+        return torch.stack([own.mean() for own in blocks]).mean()
