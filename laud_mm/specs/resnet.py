@@ -22,7 +22,7 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
     """List the bottleneck blocks of a LAUD-ResNet, stage by stage.
 
     Args:
-        depth (int): 50, 101 or 152.
+        depth (int): 26 (two blocks in each stage), 50, 101 or 152.
         base_channels (int): Bottleneck width of the first stage.
         stem_channels (int, optional): Channels of the stem; default `base_channels`.
         num_stages (int): Stages built, 1 to 4.
