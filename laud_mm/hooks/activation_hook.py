@@ -75,6 +75,7 @@ class ActivationHook(Hook):
         weight (float, optional): alpha, weight of the loss; default: 10.
         bounds (bool, optional): See `ActivationLoss`; default: False.
         diversity (float, optional): See `ActivationLoss`; default: 0.
+        metric, device, batch (optional): See `ActivationLoss`; default: FLOPs.
         temperature (dict): Arguments of `TemperatureSchedule`.
         loss (dict, optional): Config of another loss in place of the activation loss,
             such as dict(type='laud_mm.AdaViTLoss'), with arguments of its own.
@@ -93,8 +94,10 @@ class ActivationHook(Hook):
     def __init__(self, target: float | None = None, weight: float | None = None,
                  bounds: bool | None = None, temperature: dict = dict(type='auto'),
                  interval: int = 50, loss: dict | None = None, backbone: str | None = None,
-                 diversity: float | None = None):
-        own = dict(target=target, weight=weight, bounds=bounds, diversity=diversity)
+                 diversity: float | None = None, metric: str | None = None,
+                 device: str | None = None, batch: int | None = None):
+        own = dict(target=target, weight=weight, bounds=bounds, diversity=diversity,
+                   metric=metric, device=device, batch=batch)
         own = {name: value for name, value in own.items() if value is not None}
         if loss and own:
             raise ValueError(f'loss must be None where {", ".join(own)} is given, got {loss!r}')

@@ -162,7 +162,8 @@ class LAUDBackbone(BaseModule):
         execution = self.current_execution()
         masked = execution.is_masked(self.training)
         image_size = tuple(x.shape[-2:])
-        record = ActivationRecord(len(x), self.stem_specs(image_size), x.device)
+        record = ActivationRecord(len(x), self.stem_specs(image_size), x.device,
+                                  image_size=image_size, op_specs=self.op_specs)
         self.record = None  # frees the last pass's maskers' graph
         outputs = []
         own = ForwardPass(execution, masked, record)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from laud_mm.models.dynamic import ActivationCost
 from laud_mm.registry import MODELS
-from laud_mm.specs.arguments import check_fraction
+from laud_mm.specs.arguments import check_choice, check_fraction
+
+from .latency_budget import LatencyBudget
 
 # Share of the training after which blocks may take any rate.
 RELEASE = 0.33
@@ -79,26 +81,41 @@ def information(logits: Tensor) -> Tensor:
 class ActivationLoss:
     """alpha * (mean_b bound(r_b) + (F_dyn / F_static - t)^2) + delta * mean_b (1 - I_b).
 
+    With `metric='latency'`, F is predicted time on a device in place of FLOPs, see
+    `LatencyBudget`; bounds are of FLOPs always.
+
     Rates count per image, then average over images and processes. I_b is the mean `information`
     of the block's units; patches count as one unit. delta is 0 in the papers.
 
     Args:
-        target (float): t, FLOPs fraction of the backbone, in (0, 1].
+        target (float): t, fraction of the backbone's FLOPs or predicted time, in (0, 1].
         weight (float): alpha.
         bounds (bool): Hold every block at t first and release it over the
             first third of the training; off for networks that start from
             trained maskers.
         diversity (float): delta. Above 0, decisions are driven to depend on the image: on small
             data, nets are otherwise pruned rather than dynamic.
+        metric (str): 'flops' or 'latency': what the target is a fraction of.
+        device (str, optional): For 'latency': where, see `LatencyBudget`.
+        batch (int, optional): Images per batch there; default: 1.
     """
 
     def __init__(self, target: float, weight: float = 10.0, bounds: bool = True,
-                 diversity: float = 0.0):
+                 diversity: float = 0.0, metric: str = 'flops', device: str | None = None,
+                 batch: int | None = None):
         self.target = check_fraction('target', target)
         if not target:
             raise ValueError('target must be above 0, got 0')
         self.weight, self.bounds = check_weight(weight), bounds
         self.diversity = check_weight(diversity, 'diversity')
+        self.budget = None
+        if check_choice('metric', metric, ('flops', 'latency')) == 'latency':
+            if device is None:
+                raise ValueError('device must be given for metric latency, got None')
+            self.budget = LatencyBudget(device, 1 if batch is None else batch)
+        elif device is not None or batch is not None:
+            raise ValueError(f'device and batch must be None for metric flops, got {device!r} and '
+                             f'{batch!r}')
 
     def __call__(self, cost: ActivationCost, progress: float) -> tuple[Tensor, Tensor]:
         """Compute the loss of one forward pass.
@@ -108,20 +125,31 @@ class ActivationLoss:
             progress (float): Share of the training done, in [0, 1].
 
         Returns:
-            tuple[Tensor, Tensor]: Scalar loss, and the scalar mean FLOPs
-            fraction over images and processes (detached).
+            tuple[Tensor, Tensor]: Scalar loss, and the scalar mean fraction of FLOPs, or of
+            predicted time, over images and processes (detached).
+
+        Raises:
+            ValueError: If no rates reach the target's predicted time.
         """
         dynamic = cost.rates.new_tensor(cost.dynamic, dtype=torch.bool)
         local = torch.cat([cost.fraction.mean()[None], cost.block_fractions[dynamic].mean(1)])
         fraction, blocks = mean_over_ranks(local).split([1, int(dynamic.sum())])
-        loss = (fraction[0] - self.target)**2
+        reached = fraction[0]
+        if self.budget is not None:
+            reached = self.budget.fraction(cost, mean_over_ranks)
+            if self.target < self.budget.least(cost):
+                raise ValueError(
+                    f'target must be at least {self.budget.least(cost):.3f} of the time predicted '
+                    f'for {self.budget.device}, the share of what is never skipped, got '
+                    f'{self.target}')
+        loss = (reached - self.target)**2
         if self.bounds and len(blocks):
             low, high = activation_bounds(self.target, progress)
             loss = loss + ((blocks - high).clamp(min=0)**2 + (low - blocks).clamp(min=0)**2).mean()
         loss = self.weight * loss
         if self.diversity:
             loss = loss + self.diversity * (1 - self._information(cost))
-        return loss, fraction[0].detach()
+        return loss, reached.detach()
 
     def _information(self, cost):
         """Mean over the blocks that decide."""
