@@ -7,6 +7,7 @@ from laud_mm.utils.tables import markdown_table
 from .digits_report import Limits
 
 LIMITS = Limits(static_accuracy=92.5, accuracy_loss=1.0, fraction_error=0.03)
+QUICK_LIMITS = Limits(static_accuracy=90.0, accuracy_loss=2.0, fraction_error=0.06)
 ABLATED = 'ablation_'  # what names of short trainings begin with
 # What nets are compared by: a column of the results, its axis.
 COSTS = {'mflops': 'FLOPs per image [M multiply-adds]',

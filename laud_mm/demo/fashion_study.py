@@ -16,7 +16,7 @@ from laud_mm.utils.files import write_json
 from .digits_report import find_problems
 from .dynamics import describe, harder_half, load_classifier, read_images, run_classifier
 from .fashion import build_fashion
-from .fashion_report import ABLATED, LIMITS, make_table, plot_study
+from .fashion_report import ABLATED, LIMITS, QUICK_LIMITS, make_table, plot_study
 from .study import Study, StudyRun
 
 DEVICES = dict(TX2=1, V100=128)  # images per batch that predictions are for
@@ -213,7 +213,8 @@ def run_fashion(config_dir, train_tool, work_dir, data_root='data/fashion_mnist'
         quick (bool): See `study_runs`.
         jobs (int, optional): Trainings at a time; default: one per core, at most 4.
         only (Sequence[str], optional): Names of runs; default: all.
-        timing (bool): Whether to time the nets whose checkpoints are here.
+        timing (bool): Whether to time the nets whose checkpoints are here, all in turn. Not done
+            where a net that has times has no checkpoint here: its times could not be compared.
         options (dict[str, Any], optional): More overrides for every training.
 
     Returns:
@@ -230,7 +231,8 @@ def run_fashion(config_dir, train_tool, work_dir, data_root='data/fashion_mnist'
     build_fashion(data_root, source)
     study = FashionStudy(Path(config_dir), Path(train_tool), Path(work_dir), str(data_root),
                          options or {})
-    results = Results(study, runs, [study.work_dir / 'fashion.json', *([known] if known else [])])
+    results = Results(study, runs, [study.work_dir / 'fashion.json', *([known] if known else [])],
+                      QUICK_LIMITS if quick else LIMITS)
     wanted = [run for name, run in runs.items() if name not in results.rows
               and (not only or name in only)]
     cores = len(os.sched_getaffinity(0))
@@ -249,8 +251,10 @@ def run_fashion(config_dir, train_tool, work_dir, data_root='data/fashion_mnist'
                                   *(run.teacher for run in own if run.teacher)])
         study.train(list(teachers), 1, cores, note)
         study.train([run for run in own if run not in teachers], jobs, max(cores // jobs, 1), note)
-    if timing:
-        results.add_times(study.time([run for run in runs.values() if study.is_trained(run)]))
+    trained = [run for name, run in runs.items()
+               if name in results.rows and study.is_trained(run)]
+    if timing and results.all_times_are_of(trained):
+        results.add_times(study.time(trained))
     return results.report()
 
 
@@ -261,13 +265,14 @@ class Results:
         study (FashionStudy): The study.
         runs (dict[str, StudyRun]): Its runs by name.
         files (Sequence[str | Path]): The file, then others whose rows are taken too.
+        limits (Limits): What must be reached.
 
     Attributes:
         rows (dict[str, dict]): Rows of the study's runs and recipes, by name.
     """
 
-    def __init__(self, study, runs, files):
-        self.path, self.order = Path(files[0]), list(runs)
+    def __init__(self, study, runs, files, limits):
+        self.path, self.order, self.limits = Path(files[0]), list(runs), limits
         self.rows: dict[str, dict] = {}
         self.timed_on = None
         for file in files:
@@ -285,13 +290,18 @@ class Results:
         self.rows[row['name']] = row
         self._write()
 
+    def all_times_are_of(self, runs):
+        """Whether there are runs, and no other has times."""
+        names = {run.name for run in runs}
+        return bool(names) and not any(
+            name not in names for name, row in self.rows.items()
+            if any(key.startswith('measured_ms') for key in row))
+
     def add_times(self, times):
         """Add measured times by run, in place of those of before, and write all."""
         self.timed_on = device_stamp('cpu')
-        for row in self.rows.values():
-            for key in [key for key in row if key.startswith('measured_ms')]:
-                del row[key]  # of another occasion: not to be compared
-            row.update(times.get(row['name'], {}))
+        for name, own in times.items():
+            self.rows[name].update(own)
         self._write()
 
     def _write(self):
@@ -307,5 +317,5 @@ class Results:
     def report(self):
         """The tables, and what did not come out as it must."""
         rows = list(self.rows.values())
-        return make_table(rows), find_problems(
-            [row for row in rows if not row['name'].startswith(ABLATED)], LIMITS)
+        judged = [row for row in rows if not row['name'].startswith(ABLATED)]
+        return make_table(rows), find_problems(judged, self.limits) if judged else []

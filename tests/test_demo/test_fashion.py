@@ -27,6 +27,7 @@ from laud_mm.demo.fashion_report import (
 )
 from laud_mm.models.backbones import LAUDResNet
 from laud_mm.models.dynamic import replay
+from laud_mm.specs import backbone_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -228,6 +229,7 @@ def test_the_study_has_a_teacher_before_its_pupils_and_the_points_that_are_compa
     from laud_mm.demo.fashion_study import SEEDS, FashionStudy, study_runs
     study = FashionStudy(ROOT / 'configs', None, Path('w'), 'data', {})
     runs = study_runs()
+    whole = backbone_spec(study.config(runs[0]).model.backbone, (32, 32)).static_flops
     assert len({run.name for run in runs}) == len({study.recipe(run) for run in runs}) == len(runs)
     for run in runs:
         assert run.teacher is None or runs.index(run.teacher) < runs.index(run)
@@ -236,6 +238,10 @@ def test_the_study_has_a_teacher_before_its_pupils_and_the_points_that_are_compa
         if run.paradigm in ('layer', 'spatial', 'channel', 'both'):
             assert cfg.model.backbone.paradigm == run.paradigm
             assert cfg.default_hooks.activation.target == run.target
+        if run.config == 'laud_resnet_fashion_static':
+            size = cfg.test_dataloader.dataset.pipeline[0].scale
+            flops = backbone_spec(cfg.model.backbone, (size, size)).static_flops
+            assert (flops < whole) == (not run.name.startswith('static'))
     names = {run.name for run in runs}
     assert {f'{paradigm}_t{target}_s0' for paradigm in ('layer', 'spatial', 'channel', 'both')
             for target in ('03', '04', '06', '08')} <= names
