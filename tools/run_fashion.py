@@ -21,7 +21,7 @@ def main():
     parser.add_argument('--source', help='folder of the four IDX files, plain or .gz; default: '
                         "that of Debian's package dataset-fashion-mnist")
     parser.add_argument('--quick', action='store_true',
-                        help='seven short trainings in place of the whole study')
+                        help='six short trainings in place of the whole study')
     parser.add_argument('--jobs', type=int, help='trainings at a time; default: one per core')
     parser.add_argument('--only', nargs='+', metavar='RUN', help='these runs only')
     parser.add_argument('--fresh', action='store_true',

@@ -1,5 +1,4 @@
 """Accuracy against FLOPs and time on Fashion-MNIST, against smaller static nets."""
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -9,14 +8,13 @@ import torch
 
 from laud_mm.deploy import deploy
 from laud_mm.latency.calibrated import load_predictor
-from laud_mm.latency.measure import device_stamp, measure_interleaved
+from laud_mm.latency.measure import measure_interleaved
 from laud_mm.models.find import find_backbone
-from laud_mm.utils.files import write_json
 
-from .digits_report import find_problems
 from .dynamics import describe, harder_half, load_classifier, read_images, run_classifier
 from .fashion import build_fashion
-from .fashion_report import ABLATED, LIMITS, QUICK_LIMITS, make_table, plot_study
+from .fashion_report import ABLATED, LIMITS, QUICK_LIMITS
+from .fashion_results import Results
 from .study import Study, StudyRun
 
 DEVICES = dict(TX2=1, V100=128)  # images per batch that predictions are for
@@ -71,7 +69,7 @@ def study_runs(quick=False):
     """All trainings, the most telling first.
 
     Args:
-        quick (bool): A teacher, one net of each paradigm and three smaller static nets only,
+        quick (bool): A teacher, one net of each paradigm and two smaller static nets only,
             trained for half as long.
 
     Returns:
@@ -102,7 +100,7 @@ def study_runs(quick=False):
     ablation = [dynamic('layer', name=f'{ABLATED}{name}', **{**epochs(ABLATION_EPOCHS), **own})
                 for name, own in ABLATION.items()]
     if quick:
-        return [teachers[0], *first, *map(static, ('w12', 'w8', 'r24'))]
+        return [teachers[0], *first, *map(static, ('w12', 'w8'))]
     both = partial(dynamic, 'both', **{'model.backbone.paradigm': 'both'})
     mixes = {'mix_llss': ['layer', 'layer', 'spatial', 'spatial'],
              'mix_sscc': ['spatial', 'spatial', 'channel', 'channel'],
@@ -253,69 +251,6 @@ def run_fashion(config_dir, train_tool, work_dir, data_root='data/fashion_mnist'
         study.train([run for run in own if run not in teachers], jobs, max(cores // jobs, 1), note)
     trained = [run for name, run in runs.items()
                if name in results.rows and study.is_trained(run)]
-    if timing and results.all_times_are_of(trained):
+    if timing and results.lacks_times(trained):
         results.add_times(study.time(trained))
     return results.report()
-
-
-class Results:
-    """The rows of a study, in a file that is complete after every run.
-
-    Args:
-        study (FashionStudy): The study.
-        runs (dict[str, StudyRun]): Its runs by name.
-        files (Sequence[str | Path]): The file, then others whose rows are taken too.
-        limits (Limits): What must be reached.
-
-    Attributes:
-        rows (dict[str, dict]): Rows of the study's runs and recipes, by name.
-    """
-
-    def __init__(self, study, runs, files, limits):
-        self.path, self.order, self.limits = Path(files[0]), list(runs), limits
-        self.rows: dict[str, dict] = {}
-        self.timed_on = None
-        for file in files:
-            if not Path(file).is_file():
-                continue
-            content = json.loads(Path(file).read_text())
-            self.timed_on = self.timed_on or content.get('timed_on')
-            for row in content['rows']:
-                run = runs.get(row['name'])
-                if run is not None and row['recipe'] == study.recipe(run):
-                    self.rows.setdefault(row['name'], row)
-
-    def add(self, row):
-        """Add a row, and write all."""
-        self.rows[row['name']] = row
-        self._write()
-
-    def all_times_are_of(self, runs):
-        """Whether there are runs, and no other has times."""
-        names = {run.name for run in runs}
-        return bool(names) and not any(
-            name not in names for name, row in self.rows.items()
-            if any(key.startswith('measured_ms') for key in row))
-
-    def add_times(self, times):
-        """Add measured times by run, in place of those of before, and write all."""
-        self.timed_on = device_stamp('cpu')
-        for name, own in times.items():
-            self.rows[name].update(own)
-        self._write()
-
-    def _write(self):
-        self.rows = {name: self.rows[name] for name in self.order if name in self.rows}
-        rows = list(self.rows.values())
-        table, problems = self.report()
-        write_json(dict(stamp=device_stamp('cpu'), timed_on=self.timed_on, rows=rows,
-                        waiting=[name for name in self.order if name not in self.rows],
-                        problems=problems), self.path)
-        (self.path.parent / 'table.md').write_text(table + '\n')
-        plot_study(rows, self.path.parent / 'accuracy.png')
-
-    def report(self):
-        """The tables, and what did not come out as it must."""
-        rows = list(self.rows.values())
-        judged = [row for row in rows if not row['name'].startswith(ABLATED)]
-        return make_table(rows), find_problems(judged, self.limits) if judged else []

@@ -249,7 +249,7 @@ def test_the_study_has_a_teacher_before_its_pupils_and_the_points_that_are_compa
             for seed in SEEDS} <= names
     smaller = {run.name.rsplit('_s', 1)[0] for run in runs if run.paradigm == 'static'}
     assert len(smaller - {'static'}) >= 8
-    assert len(study_runs(quick=True)) == 7
+    assert len(study_runs(quick=True)) == 6
 
 
 TINY = {'train_dataloader.dataset.indices': 64, 'val_dataloader.dataset.indices': -32,
