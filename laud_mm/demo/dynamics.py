@@ -114,7 +114,8 @@ def run_classifier(model: Any, images: LabelledImages, execution: str = 'skippin
     """
     backbone, statistics = find_backbone(model, 'the evaluation'), BackboneStatistics()
     before, backbone.execution = backbone.execution, execution
-    logits, fractions, units, flops = [], [], {}, 0
+    logits, fractions, flops = [], [], 0
+    units: dict[tuple[str, str], list[Tensor]] = {}
     for x in images.batches:
         logits.append(model(x, mode='tensor'))
         cost = backbone.record.cost()

@@ -156,7 +156,7 @@ class FashionStudy(Study):
         model, _, tested = self.load(teacher)
         return harder_half(run_classifier(model, tested).losses(tested.labels))
 
-    def time(self, runs: Sequence[StudyRun], repeats: int = 20) -> dict[str, dict]:
+    def time(self, runs: Sequence[StudyRun], repeats: int = 10) -> dict[str, dict]:
         """Time the backbones of runs in turn, in their deployed form, on test images.
 
         Args:
