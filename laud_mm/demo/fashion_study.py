@@ -57,12 +57,9 @@ FRONTIER = dict(
 _HOOK = 'default_hooks.activation'
 _MASKER_LR = 'optim_wrapper.paramwise_cfg.custom_keys.masker.lr_mult'
 ABLATION = dict(
-    plain={f'{_HOOK}.diversity': 0.0}, diversity_01={f'{_HOOK}.diversity': 0.1},
-    diversity_1={f'{_HOOK}.diversity': 1.0},
-    warm={f'{_HOOK}.diversity': 0.0, f'{_HOOK}.temperature.end': 1.0},
-    slow={f'{_HOOK}.diversity': 0.0, _MASKER_LR: 5.0},
-    fast={f'{_HOOK}.diversity': 0.0, _MASKER_LR: 100.0},
-    unbound={f'{_HOOK}.diversity': 0.0, f'{_HOOK}.bounds': False})
+    plain={}, diversity_01={f'{_HOOK}.diversity': 0.1}, diversity_03={f'{_HOOK}.diversity': 0.3},
+    diversity_1={f'{_HOOK}.diversity': 1.0}, warm={f'{_HOOK}.temperature.end': 1.0},
+    slow={_MASKER_LR: 5.0}, fast={_MASKER_LR: 100.0}, unbound={f'{_HOOK}.bounds': False})
 
 
 def study_runs(quick=False):
@@ -105,7 +102,7 @@ def study_runs(quick=False):
     mixes = {'mix_llss': ['layer', 'layer', 'spatial', 'spatial'],
              'mix_sscc': ['spatial', 'spatial', 'channel', 'channel'],
              'mix_ssll': ['spatial', 'spatial', 'layer', 'layer']}
-    runs = [teachers[0], *first, *ablation, static('w12'), static('w8'), dynamic('layer', 0.4),
+    runs = [teachers[0], *ablation, *first, static('w12'), static('w8'), dynamic('layer', 0.4),
             *map(static, [name for name in FRONTIER if name not in ('w12', 'w8')]),
             dynamic('spatial', 0.4), dynamic('channel', 0.4), distilled('w12'), distilled('w8'),
             *(dynamic(paradigm, target) for target in (0.3, 0.8) for paradigm in CONFIGS),
