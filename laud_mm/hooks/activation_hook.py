@@ -139,8 +139,10 @@ class ActivationHook(Hook):
         self._backbone = self._find(runner.model)
         self._settle_frozen_maskers(runner)
         self.temperature.resolve(self._backbone.maskers())
+        budget = getattr(self.loss, 'budget', None)
         runner.logger.info(f'Gumbel temperature: {self.temperature.type}; '
-                           f'{type(self.loss).__name__}, FLOPs target: {self.loss.target}')
+                           f'{type(self.loss).__name__}, target: {self.loss.target} of the '
+                           f'{f"time on {budget.device}" if budget else "FLOPs"}')
         self.attach(runner.model)
 
     def _settle_frozen_maskers(self, runner):
