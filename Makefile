@@ -1,6 +1,8 @@
 # make demo   train, evaluate and time a small LAUD Faster R-CNN on real photographs
 # make coco   train and evaluate all five detectors at small width on the same photographs
 # make digits accuracy against latency on handwritten digits, all paradigms (half an hour)
+# make fashion  the same on Fashion-MNIST against smaller static nets (hours; make fashion
+#             FASHION_OPTIONS=--quick: 25 minutes)
 # make test   run the tests
 # make coverage  the tests, and which lines they run; fails under 90 %
 # make asan   run the operations' tests on CPU kernels built with AddressSanitizer
@@ -19,7 +21,7 @@ PYTHON ?= python3
 WORK ?= work_dirs/demo
 DIGITS ?= work_dirs/digits
 
-.PHONY: env python test coverage asan lint docs gallery zoo dist wheels demo coco digits cuda-check cuda-sanitize
+.PHONY: env python test coverage asan lint docs gallery zoo dist wheels demo coco digits fashion cuda-check cuda-sanitize
 env:
 	@$(PYTHON) tools/setup_env.py > /dev/null
 
@@ -80,6 +82,9 @@ coco: env
 
 digits: env
 	.venv/bin/python tools/run_digits.py --work-dir $(DIGITS)
+
+fashion: env
+	.venv/bin/python tools/run_fashion.py $(FASHION_OPTIONS)
 
 cuda-check:
 	$(PYTHON) tools/check_cuda.py --table docs/kernels.json

@@ -9,7 +9,7 @@ PREDICTED = 'backbone_latency_predicted_ms/'
 
 
 def configured_target(cfg):
-    """The FLOPs fraction that a config trains for, or None.
+    """The FLOPs fraction that a config trains for; None where it has no such budget.
 
     Args:
         cfg (Config): Its ActivationHook stands in `default_hooks` or `custom_hooks`.
@@ -17,7 +17,7 @@ def configured_target(cfg):
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or ())]
     for hook in hooks:
         if hook and type_name(hook) == 'ActivationHook':
-            return hook.get('target', 0.5)
+            return hook.get('target', 0.5) if hook.get('metric', 'flops') == 'flops' else None
     return None
 
 

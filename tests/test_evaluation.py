@@ -60,6 +60,8 @@ def test_the_target_is_found_however_the_hook_is_named(kind):
     hook = dict(type=kind, target=0.7)
     assert configured_target(Config(dict(default_hooks=dict(activation=hook)))) == 0.7
     assert configured_target(Config(dict(custom_hooks=[hook]))) == 0.7
+    timed = dict(hook, metric='latency', device='TX2')
+    assert configured_target(Config(dict(custom_hooks=[timed]))) is None
 
 
 def test_a_json_file_that_cannot_be_made_leaves_the_old_one(tmp_path):

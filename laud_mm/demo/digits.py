@@ -4,14 +4,10 @@
 enlarged by whole-number arithmetic so that every machine writes the same pixels. The split is
 fixed: of every class, the last quarter is for validation.
 """
-import json
-import os
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from .coco_masks import import_cv2
+from .data_folder import build_folder
 from .objects import resize
 
 FORMAT = 'laud_mm digits, version 1'
@@ -70,13 +66,10 @@ def build_digits(root, image_size=48):
     """
     if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 8:
         raise ValueError(f'image_size must be an int from 8 on, got {image_size!r}')
-    root, settings = Path(root), dict(format=FORMAT, image_size=image_size)
-    if _is_finished(root, settings):
-        return root
-    cv2, (images, labels) = import_cv2(), load_images()
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{root.name}-', dir=root.parent) as scratch:
-        folder = Path(scratch) / 'set'
+    cv2 = import_cv2()
+
+    def write(folder):
+        images, labels = load_images()
         for split, indices in split_indices(labels).items():
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True)
@@ -84,21 +77,4 @@ def build_digits(root, image_size=48):
                 path = folder / split / CLASSES[labels[index]] / f'{index:04d}.png'
                 if not cv2.imwrite(str(path), resize(images[index][..., None], image_size)):
                     raise OSError(f'{path} could not be written')
-        (folder / 'settings.json').write_text(json.dumps(settings) + '\n')
-        if not _is_finished(root, settings):  # a second builder may have finished meanwhile
-            os.rename(folder, root)
-    return root
-
-
-def _is_finished(root, settings):
-    """Tell whether `root` is this very set; raise where something else is in the way."""
-    if not os.path.lexists(root):
-        return False
-    try:
-        found = json.loads((root / 'settings.json').read_text())
-    except (OSError, ValueError):
-        found = None
-    if found != settings:
-        raise FileExistsError(f'{root} exists and is not {settings}: name another folder or '
-                              'remove this one')
-    return True
+    return build_folder(root, dict(format=FORMAT, image_size=image_size), write)

@@ -74,6 +74,8 @@ class ActivationHook(Hook):
         target (float, optional): FLOPs fraction t of the backbone, in (0, 1]; default: 0.5.
         weight (float, optional): alpha, weight of the loss; default: 10.
         bounds (bool, optional): See `ActivationLoss`; default: False.
+        diversity (float, optional): See `ActivationLoss`; default: 0.
+        metric, device, batch (optional): See `ActivationLoss`; default: FLOPs.
         temperature (dict): Arguments of `TemperatureSchedule`.
         loss (dict, optional): Config of another loss in place of the activation loss,
             such as dict(type='laud_mm.AdaViTLoss'), with arguments of its own.
@@ -91,8 +93,11 @@ class ActivationHook(Hook):
 
     def __init__(self, target: float | None = None, weight: float | None = None,
                  bounds: bool | None = None, temperature: dict = dict(type='auto'),
-                 interval: int = 50, loss: dict | None = None, backbone: str | None = None):
-        own = dict(target=target, weight=weight, bounds=bounds)
+                 interval: int = 50, loss: dict | None = None, backbone: str | None = None,
+                 diversity: float | None = None, metric: str | None = None,
+                 device: str | None = None, batch: int | None = None):
+        own = dict(target=target, weight=weight, bounds=bounds, diversity=diversity,
+                   metric=metric, device=device, batch=batch)
         own = {name: value for name, value in own.items() if value is not None}
         if loss and own:
             raise ValueError(f'loss must be None where {", ".join(own)} is given, got {loss!r}')
@@ -134,8 +139,10 @@ class ActivationHook(Hook):
         self._backbone = self._find(runner.model)
         self._settle_frozen_maskers(runner)
         self.temperature.resolve(self._backbone.maskers())
+        budget = getattr(self.loss, 'budget', None)
         runner.logger.info(f'Gumbel temperature: {self.temperature.type}; '
-                           f'{type(self.loss).__name__}, FLOPs target: {self.loss.target}')
+                           f'{type(self.loss).__name__}, target: {self.loss.target} of the '
+                           f'{f"time on {budget.device}" if budget else "FLOPs"}')
         self.attach(runner.model)
 
     def _settle_frozen_maskers(self, runner):

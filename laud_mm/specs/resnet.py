@@ -7,7 +7,7 @@ from .bottleneck import BottleneckShape, Stages, ceil_div, stage_paradigms
 from .network import NetworkSpec
 from .opspec import OpSpec, Size
 
-STAGE_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGE_BLOCKS = {26: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 EXPANSION = 4
 
 
@@ -22,7 +22,7 @@ def resnet_shapes(depth: int, base_channels: int = 64, stem_channels: int | None
     """List the bottleneck blocks of a LAUD-ResNet, stage by stage.
 
     Args:
-        depth (int): 50, 101 or 152.
+        depth (int): 26 (two blocks in each stage), 50, 101 or 152.
         base_channels (int): Bottleneck width of the first stage.
         stem_channels (int, optional): Channels of the stem; default `base_channels`.
         num_stages (int): Stages built, 1 to 4.

@@ -10,8 +10,10 @@ from laud_mm.specs import family_of, find_backbone_config
 
 DETECTORS = {'faster_rcnn': 'Faster R-CNN', 'retinanet': 'RetinaNet', 'mask_rcnn': 'Mask R-CNN',
              'ddq_detr': 'DDQ-DETR', 'mask2former': 'Mask2Former'}
-DATA = {'in1k': 'ImageNet-1k', 'coco': 'COCO', 'demo': 'demo set', 'digits': 'digits'}
-SIZES = {'in1k': (224, 224), 'coco': (800, 1216), 'demo': (160, 160), 'digits': (48, 48)}
+DATA = {'in1k': 'ImageNet-1k', 'coco': 'COCO', 'demo': 'demo set', 'digits': 'digits',
+        'fashion': 'Fashion-MNIST'}
+SIZES = {'in1k': (224, 224), 'coco': (800, 1216), 'demo': (160, 160), 'digits': (48, 48),
+         'fashion': (32, 32)}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def _read(path):
     cfg = Config.fromfile(path)
     backbone = _plain(find_backbone_config(cfg.model)[1])
     detector = next((d for d in DETECTORS if path.stem.startswith(f'{d}_')), None)
-    data = next((d for d in ('demo', 'digits', 'in1k') if d in path.stem), 'coco')
+    data = next((d for d in ('demo', 'digits', 'fashion', 'in1k') if d in path.stem), 'coco')
     static = backbone.get('paradigm', 'layer') is None
     return Entry(path.stem, detector, data, _network(backbone), backbone,
                  None if static else _target(cfg))

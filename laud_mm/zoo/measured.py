@@ -6,9 +6,12 @@ from pathlib import Path
 
 from .entries import Entry
 
-# The digits study calls its runs by what differs; the zoo by their configs.
-_DIGITS = {'static': 'laud_resnet_digits_static', 'layer_t06': 'laud_resnet_digits',
-           'channel_t06': 'laud_resnet_digits_channel', 'spatial_t06': 'laud_resnet_digits_spatial'}
+# Studies call their runs by what differs; the zoo by their configs.
+_RUNS = {'static': 'laud_resnet_digits_static', 'layer_t06': 'laud_resnet_digits',
+         'channel_t06': 'laud_resnet_digits_channel', 'spatial_t06': 'laud_resnet_digits_spatial',
+         'static_s0': 'laud_resnet_fashion_static', 'w8_kd_s0': 'laud_resnet_fashion_static_kd',
+         'layer_t06_s0': 'laud_resnet_fashion', 'channel_t06_s0': 'laud_resnet_fashion_channel',
+         'spatial_t06_s0': 'laud_resnet_fashion_spatial'}
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Results:
 def read_results(folder: str | Path) -> Results:
     """Read every JSON file of a folder that holds timings or accuracies.
 
-    Understood are files of `benchmarks/backbones.py` (timings), of `make digits` and
-    `make coco` (`rows`), and of `tools/test.py` (`config` and `metrics`).
+    Understood are files of `benchmarks/backbones.py` (timings), of `make digits`,
+    `make fashion` and `make coco` (`rows`), and of `tools/test.py` (`config` and `metrics`).
 
     Args:
         folder (str | Path): Such as benchmarks/results.
@@ -104,8 +107,8 @@ def _add_study(results, row, source):
         name, text = f'{row["detector"]}_laud_demo', f'mAP {row["bbox_map"]:.3f}'
         if row.get('segm_map') is not None:
             text += f', masks {row["segm_map"]:.3f}'
-    elif row.get('name') in _DIGITS and 'accuracy' in row:
-        name, text = _DIGITS[row['name']], f'{row["accuracy"]:.2f} %'
+    elif row.get('name') in _RUNS and 'accuracy' in row:
+        name, text = _RUNS[row['name']], f'{row["accuracy"]:.2f} %'
     else:
         return
     results.accuracy[name], results.sources[name] = text, source

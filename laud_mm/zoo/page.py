@@ -46,6 +46,7 @@ REPRODUCE = {
             'start from trained maskers.',
     'demo': '`make coco`, or `make demo` for Faster R-CNN alone; the data is made first.',
     'digits': '`make digits`; the data is made first.',
+    'fashion': "`make fashion`, with Debian's package `dataset-fashion-mnist`.",
 }
 
 
@@ -66,7 +67,8 @@ def make_page(entries: Sequence[Entry], figures: dict[str, Figures], results: Re
                     for p in ('fp32', 'fp16')}
     parts = [HEAD.format(**by_precision), NAMES]
     for data, title in (('in1k', 'ImageNet-1k, 224 × 224'), ('coco', 'COCO, 800 × 1216'),
-                        ('digits', 'Digits, 48 × 48'), ('demo', 'Demo set, 160 × 160')):
+                        ('digits', 'Digits, 48 × 48'),
+                        ('fashion', 'Fashion-MNIST, 32 × 32'), ('demo', 'Demo set, 160 × 160')):
         chosen = [entry for entry in entries if entry.data == data]
         parts += [f'## {title}\n', f'Reproduce: {REPRODUCE[data]}\n',
                   _models(chosen, figures, results, published),

@@ -1,4 +1,4 @@
-"""Every ImageNet and digits config: its name, its recipe, one forward, loss and backward."""
+"""Every classifier's config: its name, its recipe, one forward, loss and backward."""
 import re
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from .test_configs import build
 pytest.importorskip('mmpretrain')
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs'
-IN1K, DIGITS = sorted(FOLDER.glob('*_in1k.py')), sorted(FOLDER.glob('*_digits*.py'))
+IN1K = sorted(FOLDER.glob('*_in1k.py'))
+SMALL = sorted([*FOLDER.glob('*_digits*.py'), *FOLDER.glob('*_fashion*.py')])
 # laud_<network>_<what is skipped>[_<granularity>]_t<target>_<data>
 NAME = re.compile(r'laud_(?P<network>resnet\d+|regnety_[\d.]+[mg]f|t2t_vit_\d+|convnext_[a-z]+)_'
                   r'(?P<paradigm>layer|channel|spatial|both|token|head|all)'
                   r'(_(?P<unit>[gs])(?P<granularity>\d{4}))?_t(?P<target>\d\d)_in1k')
 BATCH = {'resnet101': 512, 't2t_vit_14': 512, 't2t_vit_19': 512, 't2t_vit_24': 512}  # others 1024
-parametrize = pytest.mark.parametrize('path', IN1K + DIGITS, ids=lambda p: p.stem)
+parametrize = pytest.mark.parametrize('path', IN1K + SMALL, ids=lambda p: p.stem)
 
 
 def shrink(cfg):
@@ -62,7 +63,7 @@ def test_one_step_reaches_every_parameter(path, tmp_path):
     size = 64 if 't2t' in path.stem else 32
     cfg.model.data_preprocessor = cfg.data_preprocessor  # as the Runner does
     model = with_teacher(build(cfg), tmp_path).train()
-    losses = model(**model.data_preprocessor(raw_batch(2, size), training=True), mode='loss')
+    losses = model(**model.data_preprocessor(raw_batch(2, size, cfg), training=True), mode='loss')
     losses = model.parse_losses(losses)[0]
     for hook in hooks:
         if isinstance(hook, ActivationHook):
@@ -74,9 +75,10 @@ def test_one_step_reaches_every_parameter(path, tmp_path):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def raw_batch(count, size):
+def raw_batch(count, size, cfg):
     from mmpretrain.structures import DataSample
-    return dict(inputs=[torch.randint(0, 256, (3, size, size), dtype=torch.uint8)
+    channels = cfg.model.backbone.get('in_channels', 3)
+    return dict(inputs=[torch.randint(0, 256, (channels, size, size), dtype=torch.uint8)
                         for _ in range(count)],
                 data_samples=[DataSample().set_gt_label(i) for i in range(count)])
 
@@ -109,7 +111,7 @@ def test_the_name_says_what_the_config_does(path):
         assert expected == {'g': 'channel', 's': 'spatial'}[name['unit']]
 
 
-@pytest.mark.parametrize('path', [p for p in IN1K + DIGITS if 't2t' not in p.stem],
+@pytest.mark.parametrize('path', [p for p in IN1K + SMALL if 't2t' not in p.stem],
                          ids=lambda p: p.stem)
 def test_the_head_reads_what_the_backbone_writes(path):
     model = Config.fromfile(path).model

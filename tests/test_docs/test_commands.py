@@ -20,6 +20,8 @@ RUN_BY = {
     'make demo': 'tools/run_demo.py',
     'make digits': 'tests/test_tools/test_train_classifier.py::'
                    'test_a_killed_study_goes_on_where_it_was',
+    'make fashion': 'tests/test_demo/test_fashion.py::'
+    'test_the_study_trains_evaluates_and_times_and_knows_what_it_has_done',
     'make test': '.ci/run',
     'make coverage': 'pyproject.toml',  # `make test` with a measuring plugin
     'make lint': 'tests/test_quality/test_lint.py::test_a_linter_finds_nothing',

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from laud_mm.demo.digits_demo import STATIC, Study
+from laud_mm.demo.digits_demo import STATIC, DigitsStudy
 from laud_mm.models.backbones import LAUDResNet
 
 from .test_train_and_test import command, run
@@ -83,9 +83,9 @@ STUDY = """
 import sys
 from pathlib import Path
 from laud_mm.demo.digits import build_digits
-from laud_mm.demo.digits_demo import STATIC, Study
+from laud_mm.demo.digits_demo import STATIC, DigitsStudy
 build_digits(sys.argv[4])
-study = Study(*map(Path, sys.argv[1:4]), sys.argv[4], eval(sys.argv[5]))
+study = DigitsStudy(*map(Path, sys.argv[1:4]), sys.argv[4], eval(sys.argv[5]))
 study.train([STATIC], 1, 1)
 """
 
@@ -93,7 +93,7 @@ study.train([STATIC], 1, 1)
 @pytest.mark.slow
 def test_a_killed_study_goes_on_where_it_was(tmp_path):
     data = tmp_path / 'digits'
-    study = Study(CONFIGS, ROOT / 'tools' / 'train.py', tmp_path / 'work', str(data), TINY)
+    study = DigitsStudy(CONFIGS, ROOT / 'tools' / 'train.py', tmp_path / 'work', str(data), TINY)
     killed = subprocess.Popen([sys.executable, '-c', STUDY, CONFIGS, study.train_tool,
                                study.work_dir, data, repr(TINY)], stdout=subprocess.DEVNULL)
     folder, deadline = study.work_dir / STATIC.name, time.monotonic() + 200
@@ -120,7 +120,7 @@ def test_a_killed_study_goes_on_where_it_was(tmp_path):
 
 def test_the_study_covers_every_paradigm_target_and_one_run_without_teacher():
     from laud_mm.demo.digits_demo import TARGETS, student_runs
-    study = Study(CONFIGS, None, Path('w'), 'data/digits', {})
+    study = DigitsStudy(CONFIGS, None, Path('w'), 'data/digits', {})
     seen = set()
     for student in student_runs():
         cfg = study.config(student)

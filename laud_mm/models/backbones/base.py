@@ -180,7 +180,8 @@ class LAUDBackbone(BaseModule):
         execution = self.current_execution()
         masked = execution.is_masked(self.training)
         image_size = tuple(x.shape[-2:])
-        record = ActivationRecord(len(x), self.stem_specs(image_size), x.device)
+        record = ActivationRecord(len(x), self.stem_specs(image_size), x.device,
+                                  image_size=image_size, op_specs=self.op_specs)
         self.record = None  # frees the last pass's maskers' graph
         outputs, wanted = [], self.out_indices if out_indices is None else out_indices
         own = ForwardPass(execution, masked, record)

@@ -56,7 +56,7 @@ class LAUDResNet(BottleneckBackbone):
     mmdet/mmpretrain ResNet checkpoints load; maskers add `<block>.masker.*`.
 
     Args:
-        depth (int): 50, 101 or 152.
+        depth (int): 26 (two blocks in each stage), 50, 101 or 152.
         in_channels (int): Channels of the images.
         stem_channels (int, optional): Channels of the stem; default `base_channels`.
         base_channels (int): Bottleneck width of the first stage.

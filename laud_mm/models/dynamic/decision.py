@@ -46,7 +46,7 @@ class Masks:
         for name in (name for name, value in vars(self).items() if value is not None):
             parts = [getattr(other, name) for other in others]
             if len({part.shape[1:] for part in parts}) > 1:
-                if name != 'patches':
+                if not name.startswith('patches'):
                     raise ValueError(f'{name} must be equally many in all passes, got '
                                      f'{[tuple(part.shape) for part in parts]}')
                 continue  # no loss looks at them
@@ -77,12 +77,22 @@ class Decision(Masks):
         layer (Tensor | None): (N, 1), the whole block.
         patches (Tensor | None): (N, Hm, Wm), patches of the output map.
         channels (Tensor | None): (N, groups), channel groups of the width.
+        layer_logits, patches_logits, channels_logits (Tensor | None): In training, what each
+            was decided from before noise: units with logits above 0 are mostly on.
     """
     layer: Tensor | None = None
     patches: Tensor | None = None
     channels: Tensor | None = None
+    layer_logits: Tensor | None = None
+    patches_logits: Tensor | None = None
+    channels_logits: Tensor | None = None
 
     MASKS = ('layer', 'patches', 'channels')
+
+    def logits(self) -> dict[str, Tensor]:
+        """What the masks were decided from, by the masks' names; empty in evaluation."""
+        own = {name: getattr(self, f'{name}_logits') for name in self.MASKS}
+        return {name: logits for name, logits in own.items() if logits is not None}
 
     def rates(self, shape: Any, in_size: Size) -> Rates:
         return decision_rates(shape, in_size, self)

@@ -148,10 +148,18 @@ class Masker(nn.Module):
 
 class TwoLogitMasker(Masker):
     """Base: `logits` returns (N, 2, *units): index 0 is "compute", 1 is "skip"."""
+    _difference: Tensor | None = None
 
     def sample(self, x: Tensor) -> Tensor:
         on, off = self.logits(x).unbind(1)
+        self._difference = on - off
         return gumbel_decide(on, off, self.temperature, self.noise)
+
+    def take_difference(self) -> Tensor | None:
+        """logit_on - logit_off of the mask that was sampled last, (N, *units); only once."""
+        # Kept no longer: a copy of the model must not need its history.
+        last, self._difference = self._difference, None
+        return last
 
     def difference(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of logit_on - logit_off, all that counts in evaluation."""
@@ -331,10 +339,17 @@ class BlockMasker(MaskerSet):
 
     def forward(self, x: Tensor) -> Decision:
         """Decide from the block's input (N, C, H, W)."""
-        masks = {MASKS[name]: masker(x) for name, masker in self.named_children()}
-        if 'layer' in masks:
-            masks['layer'] = masks['layer'].flatten(1)
-        return Decision(**masks)
+        found = {}
+        maskers: Any = self.named_children()
+        for name, masker in maskers:
+            mask = MASKS[name]
+            found[mask] = masker(x)
+            take = getattr(masker, 'take_difference', None)  # others' maskers have none
+            logits = take() if take and masker.training else None
+            if logits is not None:
+                found[f'{mask}_logits'] = logits
+        return Decision(**{name: value.flatten(1) if name.startswith('layer') else value
+                           for name, value in found.items()})
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         # Before version 0.2 the masker of a layer-skipping block was called `spatial` too.

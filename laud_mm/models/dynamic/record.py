@@ -1,13 +1,13 @@
 """ActivationRecord: what every block of one forward pass decided, and what that cost."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from laud_mm.specs import OpSpec, Rates, Size, dynamic_flops, static_flops
+from laud_mm.specs import NetworkSpec, OpSpec, Rates, Size, dynamic_flops, static_flops
 
 from .decision import Masks
 from .precision import no_autocast
@@ -40,20 +40,24 @@ class ActivationRecord:
         stem (tuple[OpSpec, ...]): The work before the first block.
         blocks (list[BlockActivity]): In the order they ran.
         device (torch.device): Where the rates live.
+        image_size (tuple[int, int] | None): Height and width of the images.
+        op_specs (Callable | None): The backbone's: an image size to a `NetworkSpec`.
     """
     batch_size: int
     stem: tuple[OpSpec, ...]
     device: torch.device
     blocks: list[BlockActivity] = field(default_factory=list)
+    image_size: Size | None = None
+    op_specs: Callable[[Size], NetworkSpec] | None = None
 
     def add(self, shape: Any, in_size: Size, decision: Masks) -> None:
         """Note what the next block decided on an input of `in_size`."""
         self.blocks.append(BlockActivity(shape, in_size, decision))
 
     def detach(self) -> ActivationRecord:
-        """The same record without autograd history."""
+        """The same record without autograd history, and without the backbone's `op_specs`."""
         blocks = [replace(b, decision=b.decision.detach()) for b in self.blocks]
-        return ActivationRecord(self.batch_size, self.stem, self.device, blocks)
+        return ActivationRecord(self.batch_size, self.stem, self.device, blocks, self.image_size)
 
     @property
     def decisions(self) -> dict[str, Masks]:
@@ -83,7 +87,8 @@ class ActivationRecord:
         return ActivationCost(tuple(names), tuple(dynamic), torch.stack(rates), tuple(details),
                               torch.stack(flops), tuple(static),
                               dynamic_flops(self.stem, Rates()),
-                              tuple(b.decision for b in self.blocks))
+                              tuple(b.decision for b in self.blocks), self.image_size,
+                              self.op_specs)
 
     def _per_image(self, value):
         value = torch.as_tensor(value, dtype=torch.float32, device=self.device)
@@ -112,6 +117,8 @@ class ActivationCost:
             where images have several sizes.
         stem_flops (int | Tensor): Multiply-adds of the stem; (N,) likewise.
         decisions (tuple[Decision | TransformerDecision, ...]): What each block computed.
+        image_size, op_specs: See `ActivationRecord`; None where there are several passes.
+        passes (tuple[ActivationCost, ...]): What this is the cost of together; empty: of one pass.
     """
     names: tuple[str, ...]
     dynamic: tuple[bool, ...]
@@ -121,6 +128,9 @@ class ActivationCost:
     static_block_flops: tuple[int, ...] | torch.Tensor
     stem_flops: int | torch.Tensor
     decisions: tuple[Masks, ...] = ()
+    image_size: Size | None = None
+    op_specs: Callable[[Size], NetworkSpec] | None = None
+    passes: tuple[ActivationCost, ...] = ()
 
     @classmethod
     def together(cls, costs: Sequence[ActivationCost]) -> ActivationCost:
@@ -138,7 +148,7 @@ class ActivationCost:
         decisions = tuple(own[0].together(own) for own in zip(*(c.decisions for c in costs)))
         return cls(costs[0].names, costs[0].dynamic, torch.cat([c.rates for c in costs], 1), rates,
                    torch.cat([c.block_flops for c in costs], 1), torch.cat(static, 1),
-                   torch.cat(stems), decisions)
+                   torch.cat(stems), decisions, passes=tuple(costs))
 
     @property
     def flops(self) -> torch.Tensor:
