@@ -295,6 +295,8 @@ _FAMILIES = {
                           ('channel', 'spatial'),
                           {'regnety_400mf': 'regnety_004', 'regnety_800mf': 'regnety_008',
                            'regnety_1.6gf': 'regnety_016', 'regnety_3.2gf': 'regnety_032'}),
+    'LAUDConvNeXt': _Family(LAUDTimmModel, dict(_MAPS, first_conv='backbone.features.0.0'), 'both',
+                            FAMILIES['LAUDConvNeXt'].paradigms),
     'LAUDT2TViT': _Family(LAUDTimmTransformer, _TOKENS, 'all', FAMILIES['LAUDT2TViT'].paradigms),
 }
 
