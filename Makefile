@@ -28,8 +28,11 @@ env:
 python:
 	@$(PYTHON) tools/setup_env.py
 
+# Files side by side. Two threads each, so that kernels share their work, which wait asleep.
+SIDE_BY_SIDE = -n auto --maxprocesses 8 --dist loadfile
 test: env
-	.venv/bin/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=2 OMP_WAIT_POLICY=PASSIVE \
+	    .venv/bin/python -m pytest $(SIDE_BY_SIDE) $(TESTS)
 
 coverage: env
 	.venv/bin/python -m pytest --cov --cov-report=term:skip-covered $(TESTS)

@@ -14,9 +14,9 @@ DEFAULT_ARCHITECTURES = '8.0;9.0;12.0+PTX'
 MIM_CONTENT = {'configs': 'configs/laud', 'tools': 'tools'}
 # The studies of this repository and the zoo's page are no part of an installation.
 ONLY_HERE = ('laud_mm.demo', 'laud_mm.zoo')
-TOOLS_ONLY_HERE = ('run_demo.py', 'run_digits.py', 'run_coco_small.py', 'make_gallery.py',
-                   'make_demo_data.py', 'make_model_zoo.py', 'soak.py', 'setup_env.py',
-                   'check_cuda.py', 'gpu_bringup.py')
+TOOLS_ONLY_HERE = ('run_demo.py', 'run_digits.py', 'run_fashion.py', 'run_coco_small.py',
+                   'make_gallery.py', 'make_demo_data.py', 'make_model_zoo.py', 'soak.py',
+                   'setup_env.py', 'check_cuda.py', 'gpu_bringup.py')
 REQUIRED = ['torch>=2.4', 'numpy']  # all that the core needs, see laud_mm/framework
 MIM_INDEX = ('model-index.yml', 'metafiles/*.yml')  # name configs by their place in MIM_CONTENT
 

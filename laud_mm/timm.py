@@ -77,7 +77,7 @@ class LAUDTimmModel(nn.Module):
         names = {module: name for name, module in self.named_modules()}
         self.feature_info = [
             dict(num_chs=stage[-1].shape.out_channels, reduction=reductions[index],
-                 module=names[stage]) for index, stage in enumerate(stages)]
+                 module=names.get(stage, names[stage[-1]])) for index, stage in enumerate(stages)]
         self.num_features = self.feature_info[-1]['num_chs']
 
     def build_head(self, num_classes: int, global_pool: str, drop_rate: float) -> nn.Module:

@@ -3,6 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  torch's compiler needs it to come before Python's distutils
 import torch
 from torch import nn
 

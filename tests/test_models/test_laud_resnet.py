@@ -98,7 +98,7 @@ def test_maskers_add_their_own_keys_only(make_net):
 
 
 @pytest.mark.parametrize('kwargs, message', [
-    (dict(depth=18), r'depth must be one of \(50, 101, 152\).*bottleneck.*got 18'),
+    (dict(depth=18), r'depth must be one of \(26, 50, 101, 152\).*bottleneck.*got 18'),
     (dict(paradigm='pixel'), "paradigm must be one of 'layer', 'spatial', 'channel'.*got 'pixel'"),
     (dict(paradigm=('layer', 'layer')), 'paradigm must be one for all stages, or a list of 4'),
     (dict(spatial_granularity=(4, 0, 2, 1)),

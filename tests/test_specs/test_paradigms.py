@@ -8,7 +8,8 @@ from laud_mm.specs.arguments import paradigm_set, paradigms_per_stage
 @pytest.mark.parametrize('spelled, expected', [
     (None, ()), ('layer', ('layer',)), (('channel', 'spatial'), ('spatial', 'channel')),
     ({'layer', 'channel'}, ('layer', 'channel')), ('spatial+channel', ('spatial', 'channel')),
-    ('both', ('spatial', 'channel')), (['spatial'], ('spatial',))], ids=str)
+    ('both', ('spatial', 'channel')), (['spatial'], ('spatial',))],
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value))
 def test_a_set_has_many_spellings(spelled, expected):
     assert paradigm_set(spelled, PARADIGMS) == expected
 

@@ -113,7 +113,7 @@ class DynamicBlock(BaseModule):
         """`forward` in a given pass."""
         size, hooked = self.in_size(x), is_hooked(self)
         owned = self.owns_input and own.unseen is x and not hooked
-        if own.unseen is not x:
+        if own.summed is not x:
             own.sums = None
         if self.with_cp and self.training and x.requires_grad:
             x, decision = checkpoint.checkpoint(self._forward, x, own, False, use_reentrant=False)
@@ -121,7 +121,7 @@ class DynamicBlock(BaseModule):
             x, decision = self._forward(x, own, owned)
         if own.record is not None:
             own.record.add(self.shape, size, decision)
-        own.unseen = None if hooked else x
+        own.unseen = own.summed = None if hooked else x
         return x
 
     def _forward(self, x: Tensor, own: ForwardPass, owned: bool) -> tuple[Tensor, Any]:

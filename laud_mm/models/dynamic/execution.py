@@ -70,7 +70,8 @@ class ForwardPass:
         record (ActivationRecord | None): Notes what blocks decide.
         unseen (Tensor | None): What the last block wrote, where nobody else can hold it: the
             next one may write over it.
-        sums (MapSums | None): Of `unseen`, where kernels added it up.
+        summed (Tensor | None): What the last block wrote, where no hook changed it.
+        sums (MapSums | None): Of `summed`, where kernels added it up.
         called (dict[str, str]): Blocks that could not skip, and why: see `why_not_plain`.
         unchanged (bool): Whether all modules are known to be as they were in an earlier pass.
     """
@@ -78,6 +79,7 @@ class ForwardPass:
     masked: bool
     record: ActivationRecord | None = None
     unseen: Tensor | None = None
+    summed: Tensor | None = None
     sums: Any = None
     called: dict[str, str] = field(default_factory=dict)
     unchanged: bool = False
