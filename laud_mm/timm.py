@@ -77,7 +77,7 @@ class LAUDTimmModel(nn.Module):
         names = {module: name for name, module in self.named_modules()}
         self.feature_info = [
             dict(num_chs=stage[-1].shape.out_channels, reduction=reductions[index],
-                 module=names.get(stage, names[stage[-1]])) for index, stage in enumerate(stages)]
+                 module=names[stage]) for index, stage in enumerate(stages)]
         self.num_features = self.feature_info[-1]['num_chs']
 
     def build_head(self, num_classes: int, global_pool: str, drop_rate: float) -> nn.Module:
@@ -295,8 +295,6 @@ _FAMILIES = {
                           ('channel', 'spatial'),
                           {'regnety_400mf': 'regnety_004', 'regnety_800mf': 'regnety_008',
                            'regnety_1.6gf': 'regnety_016', 'regnety_3.2gf': 'regnety_032'}),
-    'LAUDConvNeXt': _Family(LAUDTimmModel, dict(_MAPS, first_conv='backbone.features.0.0'), 'both',
-                            FAMILIES['LAUDConvNeXt'].paradigms),
     'LAUDT2TViT': _Family(LAUDTimmTransformer, _TOKENS, 'all', FAMILIES['LAUDT2TViT'].paradigms),
 }
 
