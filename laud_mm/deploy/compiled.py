@@ -1,6 +1,7 @@
 """One compiled graph of a deployed network for all batches and sizes."""
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -23,10 +24,14 @@ class CompiledBackbone(nn.Module):
 
     def __init__(self, deployed: nn.Module, backend: Any = 'inductor'):
         super().__init__()
-        self.deployed = deployed
+        self.deployed, self._backend = deployed, backend
         self._run = torch.compile(_own_code(deployed), fullgraph=True, dynamic=True,
                                   backend=backend,
                                   options=dict(guard_filter_fn=_keep_inputs))
+
+    def __deepcopy__(self, memo: dict) -> CompiledBackbone:
+        # A copied function would go on with the network that it was made of.
+        return type(self)(copy.deepcopy(self.deployed, memo), self._backend)
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Any:

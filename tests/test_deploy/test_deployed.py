@@ -1,4 +1,6 @@
 """The deployed form gives the numbers and decisions of the skipping network, at any size."""
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -211,6 +213,18 @@ def test_each_compiled_network_runs_its_own_graph():
                                for one in (compiled, deployed))
             assert found[1] == expected[1]
             assert all(map(torch.equal, found[0], expected[0]))
+
+
+def test_a_copy_of_a_compiled_network_has_weights_of_its_own():
+    compiled, x = CompiledBackbone(deploy(build('LAUDResNet', 'layer')), backend='eager'), \
+        images(2, 64, 80)
+    before = compiled(x)
+    changed = copy.deepcopy(compiled)
+    for tensor in changed.deployed.stem.buffers():
+        tensor.mul_(2)
+    assert not all(map(torch.equal, changed(x), before))
+    assert all(map(torch.equal, compiled(x), before))
+    assert all(map(torch.equal, changed(x), changed.deployed(x)))
 
 
 def test_torch_compile_makes_one_graph_of_several_images_and_one_of_one():
