@@ -364,6 +364,16 @@ def test_maskers_of_a_gpu_read_no_map_but_the_first(deployed, monkeypatch):
                     assert (y - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
+def test_sums_of_a_map_that_a_hook_changes_in_place_are_forgotten(monkeypatch):
+    net = randomize_norms(LAUDResNet(50, paradigm='layer', base_channels=8)).eval()
+    known = recorded_masks(monkeypatch)
+    net.layer2.register_forward_hook(lambda module, args, y: y.mul_(3))
+    with torch.no_grad(), as_on_a_gpu(), ops.use_references():
+        net(torch.randn(3, 3, 40, 48))
+    first = len(net.layer1) + len(net.layer2)
+    assert [i for i, knows in enumerate(known) if not knows] == [0, first]
+
+
 @pytest.mark.parametrize('groups, granularity, expected', [
     (1, 2, 0.0), (1, 4, 0.0), (1, 8, 1.0), (1, 16, 1.0), (2, 8, 0.0)])
 def test_a_gpu_picks_channels_in_whole_chunks_only(groups, granularity, expected):

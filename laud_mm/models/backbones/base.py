@@ -193,6 +193,8 @@ class LAUDBackbone(BaseModule):
                 own.unseen = y
             for index, stage in enumerate(self.stages()):
                 y = self.run_stage(stage, y, own)
+                if isinstance(stage, nn.Sequential) and is_hooked(stage):
+                    own.unseen = own.summed = None  # others hold it, or changed it
                 if index in wanted:
                     outputs.append(self.format_output(y, index, image_size))
                     own.unseen = None  # the next block must not write over it
