@@ -48,8 +48,35 @@ def stage_paradigms(num_stages, paradigm, spatial_granularity, channel_granulari
             for p, s, c in zip(paradigms, spatial, channel)]
 
 
+class MapDecisions:
+    """What the paradigms of a block of maps say.
+
+    Attributes:
+        paradigms (tuple[str, ...]): What is skipped.
+    """
+    paradigms: tuple[str, ...]
+
+    @property
+    def paradigm(self) -> str | None:
+        """What is skipped, as one word; None for a static block."""
+        return '+'.join(self.paradigms) or None
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Masks of the block's `Decision`."""
+        return tuple(MASKS[paradigm] for paradigm in self.paradigms)
+
+    @property
+    def spatial_skipping(self) -> bool:
+        return 'spatial' in self.paradigms
+
+    @property
+    def layer_skipping(self) -> bool:
+        return 'layer' in self.paradigms
+
+
 @dataclass(frozen=True)
-class BottleneckShape:
+class BottleneckShape(MapDecisions):
     """Everything about a bottleneck block that is known before its weights.
 
     Attributes:
@@ -107,26 +134,8 @@ class BottleneckShape:
                 f'{self.channel_granularity} for width {self.width} ({self.name})')
 
     @property
-    def paradigm(self) -> str | None:
-        """What is skipped, as one word; None for a static block."""
-        return '+'.join(self.paradigms) or None
-
-    @property
-    def masks(self) -> tuple[str, ...]:
-        """Masks of the block's `Decision`."""
-        return tuple(MASKS[paradigm] for paradigm in self.paradigms)
-
-    @property
-    def spatial_skipping(self) -> bool:
-        return 'spatial' in self.paradigms
-
-    @property
     def channel_skipping(self) -> bool:
         return 'channel' in self.paradigms
-
-    @property
-    def layer_skipping(self) -> bool:
-        return 'layer' in self.paradigms
 
     @property
     def stride1(self) -> int:

@@ -11,7 +11,7 @@ from .arguments import (
     paradigms_per_stage,
     per_stage,
 )
-from .bottleneck import MASKS, ceil_div
+from .bottleneck import MapDecisions, ceil_div
 from .convnext_program import (
     REMOVED,
     STATIC,
@@ -51,7 +51,7 @@ def convnext_arch(arch):
 
 
 @dataclass(frozen=True)
-class ConvNeXtShape:
+class ConvNeXtShape(MapDecisions):
     """Everything about a ConvNeXt block that is known before its weights.
 
     Attributes:
@@ -82,24 +82,6 @@ class ConvNeXtShape:
     def out_channels(self) -> int:
         """Channels of its output."""
         return self.channels
-
-    @property
-    def paradigm(self) -> str | None:
-        """What is skipped, as one word; None for a static block."""
-        return '+'.join(self.paradigms) or None
-
-    @property
-    def masks(self) -> tuple[str, ...]:
-        """Masks of the block's `Decision`."""
-        return tuple(MASKS[paradigm] for paradigm in self.paradigms)
-
-    @property
-    def spatial_skipping(self) -> bool:
-        return 'spatial' in self.paradigms
-
-    @property
-    def layer_skipping(self) -> bool:
-        return 'layer' in self.paradigms
 
     @property
     def hidden(self) -> int:
